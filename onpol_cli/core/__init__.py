@@ -1,0 +1,1 @@
+"""Shared nouns, configuration, seeding, console. Imports nothing else of onpol."""

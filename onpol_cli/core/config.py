@@ -1,0 +1,438 @@
+"""The configuration schema: every setting, its type, its default and what it means.
+
+Defaults live here and nowhere else; YAML under `conf/` holds only what differs. Code receives these
+dataclasses (built by `core.compose`), never `DictConfig`. Range checks sit in `__post_init__` and
+raise `OnpolError`. OmegaConf 2.3 refuses `Literal` and frozen schemas, hence enums and plain
+dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from onpol_cli.core.errors import OnpolError
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise `OnpolError(message)` unless `condition`."""
+    if not condition:
+        raise OnpolError(message)
+
+
+class Device(StrEnum):
+    """Where the learner runs; `auto` takes CUDA where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    """Number format of weights or of autocast."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Schedule(StrEnum):
+    """Learning-rate course after warm-up."""
+
+    constant = "constant"
+    cosine = "cosine"
+    linear = "linear"
+
+
+class RatioMode(StrEnum):
+    """What happens to tokens whose importance ratio leaves [ratio_low, ratio_high].
+
+    `mask`: no gradient from them (the paper). `truncate`: ratio clipped to the bound.
+    `none`: used as it is.
+    """
+
+    mask = "mask"
+    truncate = "truncate"
+    none = "none"
+
+
+class OpdSignal(StrEnum):
+    """Per-token signal of a distillation method."""
+
+    sampled = "sampled"
+    """log p_teacher - log p_policy of the sampled token as an advantage."""
+    reverse = "reverse"
+    """Exact KL(policy || teacher) over the vocabulary."""
+    forward = "forward"
+    """Exact KL(teacher || policy) over the vocabulary."""
+    jsd = "jsd"
+    """Generalised Jensen-Shannon divergence with `beta` over the vocabulary."""
+    topk_reverse = "topk_reverse"
+    topk_forward = "topk_forward"
+
+
+class Engine(StrEnum):
+    """Rollout engines."""
+
+    hf = "hf"
+    vllm = "vllm"
+    vllm_server = "vllm_server"
+
+
+class ScorerKind(StrEnum):
+    """Who computes the teacher's log-probs."""
+
+    learner = "learner"
+    local = "local"
+    vllm_server = "vllm_server"
+
+
+class GuardAction(StrEnum):
+    """What a monitor does when its threshold is crossed."""
+
+    off = "off"
+    warn = "warn"
+    stop = "stop"
+
+
+@dataclass
+class RunConfig:
+    """Identity and upkeep of one run."""
+
+    name: str | None = None
+    """Directory name; default `<command>-<method>-<tutor>-s<seed>-<time>`."""
+    save_every: int = 0
+    """Steps between resumable states; 0 saves only at the end and on interruption."""
+    keep_last: int = 2
+    """Older states beyond this number are deleted."""
+    validate_every: int = 0
+    """Steps between validations; 0 never validates."""
+    loggers: list[str] = field(default_factory=list)
+    """Optional extra loggers: tensorboard, wandb, trackio."""
+
+
+@dataclass
+class PathsConfig:
+    """Where things are."""
+
+    runs: str = "results/runs"
+    """Folder of run directories, relative to the working directory."""
+    results: str = "results"
+    """Folder for written comparisons."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters through peft; rank 0 trains all weights."""
+
+    rank: int = 0
+    alpha: float = 0.0
+    """0 takes 2 x rank."""
+    dropout: float = 0.0
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The starting policy."""
+
+    path: str = "tiny"
+    """`tiny` is the model shipped with the package; else a folder, a run, or a hub name."""
+    revision: str | None = None
+    dtype: Dtype = Dtype.float32
+    """Format in which weights are held (master weights of a full fine-tune: float32)."""
+    device: Device = Device.auto
+    attention: str = "auto"
+    """transformers' attn_implementation; `auto` chooses by device."""
+    random_weights: bool = False
+    """Build the architecture of `path`'s config.json with random weights (no weights needed)."""
+    max_context: int = 4096
+    """Prompt plus completion, tokens. Longer training sequences are dropped and counted."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass
+class TaskConfig:
+    """What is trained on."""
+
+    name: str = "tiny-edit"
+    data: str | None = None
+    """Data file of tasks that are not generated."""
+    families: str = "out-of-domain"
+    """Corruption families of the training problems: in-domain, out-of-domain, all, or a comma list."""
+    problems: int = 2000
+    """Training problems (0: all that there are)."""
+    validation_problems: int = 300
+    world_seed: int = 0
+    """Seed of the procedural world; the split is by program identity, whatever the seed."""
+    prompt: str = "generic"
+    """Prompt condition of edit tasks: generic or explicit."""
+    shots: int = 0
+    templates: dict[str, str] = field(default_factory=dict)
+    """Replacement prompt texts by name (edit tasks: generic, explicit, system)."""
+
+
+@dataclass
+class MethodConfig:
+    """What each token is told. One dataclass for all methods; `conf/method/*.yaml` set `name`."""
+
+    name: str = "sft"
+    steps: int = 50
+    """Optimiser steps; 0 derives them from `epochs` (dataset methods)."""
+    epochs: float = 0.0
+    batch: int = 16
+    """Sequences (dataset methods) per optimiser step; pairs for dpo."""
+    prompts: int = 32
+    """Prompts per step (on-policy methods)."""
+    group: int = 16
+    """Rollouts per prompt (on-policy methods; base samples per problem for rsft and dpo)."""
+    adv_coef: float = 0.0
+    """Weight of reward minus group mean."""
+    teacher_coef: float = 0.0
+    """Weight of log p_teacher - log p_policy."""
+    signal: OpdSignal = OpdSignal.sampled
+    beta: float = 0.5
+    """Jensen-Shannon mixture (jsd)."""
+    topk: int = 64
+    lam: float = 1.0
+    """gkd: probability that a batch is sampled from the policy rather than the dataset."""
+    keep: int = 3
+    """rsft: passing samples with the smallest distance kept per problem."""
+    dpo_beta: float = 0.1
+    ratio_mode: RatioMode = RatioMode.mask
+    ratio_low: float = 0.125
+    ratio_high: float = 8.0
+    sequence_ratio_low: float = 0.1
+    """Sequences whose geometric-mean ratio leaves [low, high] are masked; 0 and inf turn it off."""
+    sequence_ratio_high: float = 10.0
+    sequence_ratio_max: float = 100.0
+    """Sequences with any token ratio above this are masked."""
+    signal_clip: float = 0.0
+    """Clip of the per-token teacher signal, nats; 0 is off."""
+    reference_kl: float = 0.0
+    """Weight of a k3 KL to the reference; 0 is off."""
+    teacher_temperature: float = 1.0
+    scorer: ScorerKind = ScorerKind.learner
+    tutors: dict[str, str] = field(default_factory=dict)
+    """multi-tutor opd: domain name -> tutor."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, f"method.steps must be >= 0, got {self.steps}.")
+        check(self.group >= 1, f"method.group must be >= 1, got {self.group}.")
+        check(self.prompts >= 1, f"method.prompts must be >= 1, got {self.prompts}.")
+        check(self.batch >= 1, f"method.batch must be >= 1, got {self.batch}.")
+        check(0.0 <= self.beta <= 1.0, f"method.beta must be in [0, 1], got {self.beta}.")
+        check(0.0 <= self.lam <= 1.0, f"method.lam must be in [0, 1], got {self.lam}.")
+
+
+@dataclass
+class SamplingConfig:
+    """How completions are drawn. Always sent in full, so that no server default applies."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = -1
+    """-1 is off."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 192
+
+    def __post_init__(self) -> None:
+        check(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}.")
+        check(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}.")
+        check(self.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {self.max_new_tokens}.")
+
+
+@dataclass
+class RolloutConfig:
+    """The engine that samples."""
+
+    engine: Engine = Engine.hf
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    max_batch: int = 256
+    """Sequences decoded at once (hf), or vLLM's max_num_seqs."""
+    dtype: Dtype = Dtype.float32
+    """Number format of the sampler's weights; equal to the learner's compute keeps mismatch low."""
+    max_off_policy_steps: int = 0
+    """1: the next batch is generated while the learner trains on the last one."""
+    gpu_memory: float = 0.45
+    """vLLM: share of GPU memory."""
+    tensor_parallel: int = 1
+    enforce_eager: bool = False
+    sleep: bool = True
+    """vLLM on GPU: sleep level 1 while the learner trains."""
+    lora_sync: str = "merged"
+    """merged or adapter."""
+    servers: list[str] = field(default_factory=list)
+    """vllm_server: base URLs; empty starts `local_servers` on loopback."""
+    local_servers: int = 1
+    timeout_s: float = 600.0
+    """Bound on every wait for an engine."""
+    concurrency: int = 64
+    retries: int = 4
+    canary_tolerance: float = 0.02
+    """Largest allowed |sampler - learner| log-prob on the canary tokens, nats."""
+    save: bool = False
+    """Write token ids and log-probs of training rollouts into the run directory (for replay)."""
+
+
+@dataclass
+class LearnerConfig:
+    """Forward, backward, memory."""
+
+    micro_tokens: int = 8192
+    """Token budget of one forward and backward, padding included."""
+    chunk: int = 256
+    """Tokens per chunk of vocabulary projection."""
+    autocast: Dtype = Dtype.float32
+    """bfloat16 runs the layers in bf16; losses are always float32."""
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    liger: bool = False
+    threads: int = 0
+    """Torch threads on the CPU; 0 leaves torch's default."""
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    name: str = "adamw"
+    """adamw, or muon (Muon on matrices, AdamW elsewhere)."""
+    lr: float = 1e-6
+    matrix_lr: float = 5e-3
+    """muon only: rate of the matrices."""
+    schedule: Schedule = Schedule.constant
+    warmup: float = 0.0
+    """Share of all steps with a rising rate."""
+    decay: float = 1.0
+    """Share of all steps, at the end, over which cosine or linear falls."""
+    final: float = 0.0
+    """Rate at the end as a share of lr."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0
+    """Gradient norm bound; 0 is off."""
+
+    def __post_init__(self) -> None:
+        check(self.lr >= 0, f"optim.lr must be >= 0, got {self.lr}.")
+        check(0 <= self.warmup <= 1, f"optim.warmup is a share in [0, 1], got {self.warmup}.")
+
+
+@dataclass
+class ParallelConfig:
+    """Processes of the learner."""
+
+    nproc: int = 1
+    nnodes: int = 1
+    rendezvous: str = ""
+    """host:port of node 0 when nnodes > 1."""
+    backend: str = "auto"
+    """nccl, gloo, or auto by device."""
+
+
+@dataclass
+class SandboxConfig:
+    """Limits for untrusted programs. Each holds per program."""
+
+    workers: int = 0
+    """0: one per core."""
+    cpu_s: float = 4.0
+    """CPU seconds; the verdict's limit."""
+    wall_s: float = 20.0
+    """Wall-clock seconds; keep at least 5 x cpu_s so that load does not change verdicts."""
+    memory_mb: int = 1024
+    processes: int = 32
+    file_mb: int = 16
+    open_files: int = 64
+    output_kb: int = 256
+    require_isolation: bool = False
+    """Refuse to run untrusted code without bubblewrap."""
+    preload: list[str] = field(default_factory=list)
+    """Modules that each worker imports once; a bench adds its own."""
+
+
+@dataclass
+class EvalConfig:
+    """What is evaluated, and how answers are sampled for it."""
+
+    benches: list[str] = field(default_factory=lambda: ["tiny-edit-ood", "tiny-edit-id", "tiny-codegen"])
+    problems: int = 0
+    """Problems per bench (0: all that the bench has)."""
+    samples: int = 1
+    """Answers per problem."""
+    temperatures: list[float] = field(default_factory=lambda: [1.0])
+    """One evaluation per temperature; the first is the headline. 0 is greedy."""
+    max_new_tokens: int = 192
+    kl: bool = True
+    """Also measure KL(base || model) and KL(model || base) on held-out prompts."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Data file by bench name."""
+    prompt: str = "generic"
+    shots: int = 0
+    seed: int = 1234
+    """Seed of evaluation sampling, the same for every model."""
+
+
+@dataclass
+class MonitorConfig:
+    """Thresholds that warn or stop a training run."""
+
+    action: GuardAction = GuardAction.warn
+    loss_spike: float = 10.0
+    """Loss above this multiple of its running median."""
+    entropy_floor: float = 0.0
+    """nats per token."""
+    length_factor: float = 3.0
+    """Mean length above this multiple of the first step's."""
+    truncated_share: float = 0.5
+    pass_below_fail_share: float = 0.25
+    """Share of passing rollouts paid less than a failure (reward-hacking watch)."""
+
+
+@dataclass
+class BaseConfig:
+    """Shape and mixture of `onpol train base`."""
+
+    hidden: int = 192
+    layers: int = 5
+    heads: int = 3
+    kv_heads: int = 1
+    head_dim: int = 64
+    ffn: int = 512
+    vocab: int = 768
+    keep_style: float = 0.35
+    """Share of repair examples whose target keeps the style of the corrupted function."""
+    codegen_share: float = 0.4
+    repair_share: float = 0.5
+    """The rest copies."""
+    batch_tokens: int = 8192
+
+
+@dataclass
+class Config:
+    """Everything a command needs, composed by Hydra from `conf/` and the command line."""
+
+    seed: int = 0
+    tutor: str | None = None
+    """Run, path or `latest:<method>` of the teacher (distill student)."""
+    run: RunConfig = field(default_factory=RunConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
+    claims: Any = None
+    """Claims to judge (conf/claims/*.yaml), read by the comparison."""

@@ -1,0 +1,1 @@
+"""Families of problems that can prompt and grade. One task object serves reward and evaluation."""
