@@ -1,0 +1,167 @@
+"""One run's directory: exclusive, append-only, resumable.
+
+Layout: `config.yaml manifest.json metrics.jsonl samples.jsonl checkpoint/ state/ run.log`.
+Owns the lock and the line files; `runs.checkpoint` owns the two folders of weights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.files import write_json
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+class RunDir:
+    """A run directory opened for writing. Use as a context manager: leaving it releases the lock."""
+
+    def __init__(self, path: Path, resumed: bool) -> None:
+        self.path = path
+        self.resumed = resumed
+        self._lock = _acquire(path)
+        self._files: dict[str, IO[str]] = {}
+
+    @classmethod
+    def open(cls, path: Path, *, resume: bool) -> RunDir:
+        """Create `path`, or continue in it when `resume`.
+
+        Raises:
+            OnpolError: it exists already and `resume` is off, or another process is writing it.
+        """
+        exists = path.is_dir() and any(item.name != LOCK for item in path.iterdir())
+        if exists and not resume:
+            raise OnpolError(
+                f"Run directory {path} exists already. Add --resume to go on with it, or choose run.name=OTHER."
+            )
+        if path.exists() and not path.is_dir():
+            raise OnpolError(f"{path} is a file, not a run directory. Choose run.name=OTHER or another folder.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OnpolError(f"Cannot create {path}: {error.strerror}. Choose another paths.runs.") from error
+        return cls(path, resumed=exists)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the final weights (Hugging Face layout)."""
+        return self.path / "checkpoint"
+
+    @property
+    def state(self) -> Path:
+        """Folder of resumable states."""
+        return self.path / "state"
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as written so far."""
+        return read_manifest(self.path)
+
+    def update_manifest(self, **facts: Any) -> None:
+        """Merge `facts` into manifest.json (atomic)."""
+        write_json(self.path / MANIFEST, {**self.manifest(), **facts})
+
+    def append(self, file: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Append `rows` to a line file and flush, so that an interruption loses none."""
+        if file not in self._files:
+            self._files[file] = (self.path / file).open("a", encoding="utf-8")
+        handle = self._files[file]
+        try:
+            for row in rows:
+                handle.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
+            handle.flush()
+        except OSError as error:
+            raise RunFailed(
+                f"Cannot write {self.path / file}: {error.strerror}. Free space, then repeat with --resume."
+            ) from error
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        self.append(METRICS, [row])
+
+    def keep_steps_before(self, step: int) -> None:
+        """Drop metric lines of `step` and later: they are about to be made again."""
+        kept = [row for row in read_lines(self.path / METRICS) if int(row.get("step", -1)) < step]
+        self._close(METRICS)
+        temporary = self.path / f".{METRICS}"
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        os.replace(temporary, self.path / METRICS)
+
+    def _close(self, file: str) -> None:
+        if file in self._files:
+            self._files.pop(file).close()
+
+    def close(self) -> None:
+        """Close the line files and release the lock."""
+        for file in list(self._files):
+            self._close(file)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+            (self.path / LOCK).unlink(missing_ok=True)
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """manifest.json of a run directory, {} when there is none yet."""
+    file = path / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise OnpolError(f"{file} is not JSON ({error}). The run is damaged; remove it or choose another.") from error
+    assert isinstance(value, dict)
+    return value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a line file. A torn last line (killed while writing) is left out; a torn middle is an error."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number >= len(lines) - 1:
+                return
+            raise OnpolError(f"{path}, line {number}: not JSON ({error}).") from error
+
+
+def _acquire(path: Path) -> IO[str] | None:
+    handle = (path / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.seek(0)
+        owner = handle.read().strip() or "unknown"
+        handle.close()
+        raise OnpolError(
+            f"Run {path.name} is being written by process {owner}. Wait for it, or choose run.name=OTHER."
+        ) from error
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle
