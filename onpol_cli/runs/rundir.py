@@ -106,13 +106,12 @@ class RunDir:
             self._files.pop(file).close()
 
     def close(self) -> None:
-        """Close the line files and release the lock."""
+        """Close the line files and release the lock. Its file stays: deleting it would let two writers in."""
         for file in list(self._files):
             self._close(file)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-            (self.path / LOCK).unlink(missing_ok=True)
 
     def __enter__(self) -> RunDir:
         return self

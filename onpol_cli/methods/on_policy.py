@@ -1,0 +1,109 @@
+"""RL, OPD and their sum: one policy gradient, two coefficients.
+
+A_t = adv_coef * (reward - group mean) + teacher_coef * (log p_teacher(y_t) - log p_policy(y_t))
+rl: (1, 0); opd: (0, 1); rl_opd: both. The learner forms the teacher term itself, because only it has
+log p_policy. With `method.signal` other than `sampled` the teacher term is an exact divergence over
+the vocabulary at each sampled position instead. Source of the combined form: prime-rl's trainer of
+2026-01 to 2026-05 (`adv_tau`, `teacher_tau`); of OPD: thinkingmachines.ai/blog/on-policy-distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from onpol_cli.core.config import MethodConfig, OpdSignal
+from onpol_cli.learner.batch import TrainExample
+from onpol_cli.learner.scorer import TeacherScorer
+from onpol_cli.methods.base import Context, Group, Ids, Sample, Source, flat, group_advantages, ones, sampler_logprobs
+
+
+class OnPolicy:
+    """Policy gradient on the policy's own rollouts."""
+
+    source = Source.POLICY
+    prepares = False
+
+    def __init__(self, config: MethodConfig, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    def select(self, groups: Sequence[Group]) -> list[Group]:
+        """Unused: completions are sampled in every step."""
+        return list(groups)
+
+    def teacher_of(self, sample: Sample) -> TeacherScorer:
+        """Which teacher scores `sample`."""
+        return self.context.teachers[""]
+
+    def teacher_ids(self, sample: Sample) -> tuple[Ids, Ids]:
+        """The sequence that the teacher reads; its completion part is the sample's."""
+        return sample.ids
+
+    def examples(self, groups: Sequence[Group]) -> list[TrainExample]:
+        """Streams of one step; the order of samples is kept."""
+        advantages = [value * self.config.adv_coef for group in groups for value in group_advantages(group)]
+        samples = flat(groups)
+        if self.config.teacher_coef == 0:
+            return [self._gradient(s, a, None) for s, a in zip(samples, advantages, strict=True)]
+        if self.config.signal is OpdSignal.sampled:
+            rows = self.scored(samples, lambda teacher, ids: teacher.logprobs(ids))
+            return [self._gradient(s, a, row) for s, a, row in zip(samples, advantages, rows, strict=True)]
+        return self._divergence(samples, advantages)
+
+    def _gradient(self, sample: Sample, advantage: float, teacher: Tensor | None) -> TrainExample:
+        mask = ones(sample)
+        return TrainExample(
+            sample.prompt_ids,
+            sample.completion_ids,
+            pg_mask=mask,
+            advantages=mask * advantage,
+            sampler_logprobs=sampler_logprobs(sample),
+            teacher_logprobs=teacher,
+            teacher_coef=self.config.teacher_coef if teacher is not None else 0.0,
+            reference_logprobs=self._reference(sample),
+        )
+
+    def _reference(self, sample: Sample) -> Tensor | None:
+        if self.config.reference_kl == 0:
+            return None
+        assert self.context.reference is not None
+        return self.context.reference([sample.ids])[0]
+
+    def _divergence(self, samples: Sequence[Sample], advantages: Sequence[float]) -> list[TrainExample]:
+        hidden = self.scored(samples, lambda teacher, ids: teacher.hidden(ids))
+        return [
+            TrainExample(
+                sample.prompt_ids,
+                sample.completion_ids,
+                pg_mask=ones(sample) if self.config.adv_coef else None,
+                advantages=ones(sample) * advantage if self.config.adv_coef else None,
+                sampler_logprobs=sampler_logprobs(sample),
+                div_mask=ones(sample) * self.config.teacher_coef,
+                teacher_hidden=row,
+            )
+            for sample, advantage, row in zip(samples, advantages, hidden, strict=True)
+        ]
+
+    def scored(
+        self,
+        samples: Sequence[Sample],
+        score: Callable[[TeacherScorer, list[tuple[Ids, Ids]]], list[Tensor]],
+    ) -> list[Tensor]:
+        """Each sample's row from its own teacher: one call per teacher, order kept."""
+        rows: list[Tensor | None] = [None] * len(samples)
+        by_teacher: dict[int, list[int]] = {}
+        for index, sample in enumerate(samples):
+            by_teacher.setdefault(id(self.teacher_of(sample)), []).append(index)
+        for indices in by_teacher.values():
+            teacher = self.teacher_of(samples[indices[0]])
+            for index, row in zip(indices, score(teacher, [self.teacher_ids(samples[i]) for i in indices]), strict=True):
+                rows[index] = row
+        done = [row for row in rows if row is not None]
+        assert len(done) == len(samples)
+        for sample, row in zip(samples, done, strict=True):
+            assert row.shape[0] == len(sample.completion_ids), "a teacher must score every completion token"
+        return done
+
+

@@ -1,0 +1,62 @@
+"""Names of methods."""
+
+from __future__ import annotations
+
+import difflib
+
+from onpol_cli.core.config import MethodConfig, OpdSignal
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.methods.base import Context, Method
+from onpol_cli.methods.dpo import Dpo
+from onpol_cli.methods.gkd import Gkd
+from onpol_cli.methods.multi_opd import MultiTutorOpd
+from onpol_cli.methods.on_policy import OnPolicy
+from onpol_cli.methods.opsd import SelfDistillation
+from onpol_cli.methods.rsft import RejectionSft
+from onpol_cli.methods.sft import Sft
+
+METHODS: dict[str, type] = {
+    "sft": Sft,
+    "rsft": RejectionSft,
+    "dpo": Dpo,
+    "rl": OnPolicy,
+    "opd": OnPolicy,
+    "rl_opd": OnPolicy,
+    "multi_opd": MultiTutorOpd,
+    "opsd": SelfDistillation,
+    "gkd": Gkd,
+}
+
+
+def check_method(config: MethodConfig) -> None:
+    """Refuse unknown names and settings that would train on nothing."""
+    if config.name not in METHODS:
+        close = difflib.get_close_matches(config.name, METHODS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise OnpolError(f"Unknown method {config.name!r}.{hint} Methods: {', '.join(METHODS)}.")
+    if issubclass(METHODS[config.name], OnPolicy) and config.adv_coef == 0 and config.teacher_coef == 0:
+        raise OnpolError(f"method.name={config.name} with adv_coef=0 and teacher_coef=0 has no signal. Set one of them.")
+    if config.adv_coef != 0 and config.group < 2:
+        raise OnpolError("method.group=1 makes every advantage 0. Use at least 2 rollouts per prompt.")
+
+
+def needs_teacher(config: MethodConfig) -> bool:
+    """Whether a tutor must be given."""
+    return config.teacher_coef != 0 and config.name not in ("opsd",)
+
+
+def needs_hidden(config: MethodConfig) -> bool:
+    """Whether the teacher is asked for hidden states (full-vocabulary signals)."""
+    return config.teacher_coef != 0 and config.signal is not OpdSignal.sampled
+
+
+def needs_reference(config: MethodConfig) -> bool:
+    """Whether the frozen start must be kept for scoring."""
+    return config.name == "dpo" or config.reference_kl != 0
+
+
+def build_method(config: MethodConfig, context: Context) -> Method:
+    """The method that `config.name` names."""
+    check_method(config)
+    method: Method = METHODS[config.name](config, context)
+    return method
