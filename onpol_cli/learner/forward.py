@@ -1,0 +1,115 @@
+"""One model seen as a scorer of sequences: hidden states, token log-probs, entropies.
+
+Owns the forward pass (autocast, layout, which positions are kept) for policy, teacher and reference
+alike, so that all of them share chunking and numerics. Knows no loss and no optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from onpol_cli.core.config import Dtype, LearnerConfig
+from onpol_cli.learner.batch import Layout, Tokens, lay_out, plan
+from onpol_cli.learner.head import HeadOptions
+from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
+
+Pair = tuple[Tokens, Tokens]
+"""(prompt_ids, completion_ids)."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What `TokenModel.score` says of one completion: `[T]` each, nats, on the CPU."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+class TokenModel:
+    """A causal language model with its real vocabulary and compute settings.
+
+    Args:
+        model: transformers model; moved to `device`.
+        vocab: number of real tokens (`model.real_vocab`).
+        config: token budget, chunk, autocast.
+        device: where it runs.
+        temperature: logits are divided by it in `logprobs`, `score`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab: int,
+        config: LearnerConfig,
+        device: torch.device,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model = model.to(device)  # type: ignore[arg-type]
+        self.vocab = vocab
+        self.config = config
+        self.device = device
+        self.temperature = temperature
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """`[V, H]` matrix from last hidden states to logits, padded rows included."""
+        head = self.model.get_output_embeddings()
+        weight = head.weight  # type: ignore[union-attr]
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def options(self, temperature: float | None = None) -> HeadOptions:
+        """Head options at `temperature` (default: this model's)."""
+        return HeadOptions(self.vocab, self.config.chunk, self.temperature if temperature is None else temperature)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The forward pass's number format."""
+        if self.config.autocast is Dtype.bfloat16 and self.model.dtype == torch.float32:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def hidden_states(self, layout: Layout) -> Tensor:
+        """`[N, H]` states (after the final norm) that predict the completion tokens of `layout`.
+
+        No attention mask: padding is to the right, where causal attention cannot see it, so that the
+        attention kernel takes its causal fast path.
+        """
+        with self.autocast():
+            states: Tensor = self.model.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state
+        return states.flatten(0, 1).index_select(0, layout.predict)
+
+    @torch.no_grad()
+    def _each(self, sequences: Sequence[Pair], compute: Callable[[Tensor, Layout], Tensor]) -> list[Tensor]:
+        """`compute` over micro-batches of `sequences`, cut up again per sequence, on the CPU."""
+        result: list[Tensor] = [torch.empty(0)] * len(sequences)
+        lengths = [[len(prompt) + len(completion)] for prompt, completion in sequences]
+        for batch in plan(lengths, self.config.micro_tokens):
+            layout = lay_out([sequences[index] for index in batch], self.device)
+            values = compute(self.hidden_states(layout), layout).cpu()
+            for index, part in zip(batch, values.split(layout.sizes), strict=True):
+                result[index] = part.clone()
+        return result
+
+    def logprobs(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """Log-probs `[T]` of each completion given its prompt, nats, on the CPU. No gradient."""
+        options = self.options()
+        return self._each(sequences, lambda h, layout: token_logprobs(h, self.output_matrix, layout.targets, options))
+
+    def score(self, sequences: Sequence[Pair]) -> list[TokenScores]:
+        """Log-probs and entropies of each completion's tokens in one pass. No gradient."""
+        options = self.options()
+
+        def both(hidden: Tensor, layout: Layout) -> Tensor:
+            return torch.stack(token_logprobs_entropy(hidden, self.output_matrix, layout.targets, options), 1)
+
+        return [TokenScores(*part.unbind(1)) for part in self._each(sequences, both)]
+
+    def hidden(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """States `[T, H]` that predict each completion's tokens, on the CPU. No gradient."""
+        return self._each(sequences, lambda hidden, _: hidden)

@@ -1,0 +1,207 @@
+"""The learner: one optimiser step over examples, scoring, weights and state.
+
+Knows no method: examples carry per-token streams, `objective` sums their loss components. Owns the
+micro-batch loop, guards against non-finite numbers, and the metrics of a step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onpol_cli.core.config import Config
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.learner.batch import TrainExample, check_example, lay_out, plan, units
+from onpol_cli.learner.forward import Pair, TokenModel, TokenScores
+from onpol_cli.learner.model import real_vocab
+from onpol_cli.learner.objective import Objective, Tally, count
+from onpol_cli.learner.optim import Optimiser
+from onpol_cli.learner.weights import adapters_off, merged_weights, write_folder
+
+Dump = Callable[[dict[str, Any]], str]
+"""Writes what led to a non-finite number somewhere and returns where."""
+
+
+class Learner:
+    """A policy in training.
+
+    Args:
+        model: the policy, with adapters injected if only these are trained.
+        tokenizer: its tokenizer (saved with checkpoints), or just the number of real tokens.
+        config: `learner`, `optim`, `method` and the sampling temperature are read.
+        total_steps: length of the learning-rate schedule.
+        device: where it runs.
+        teacher_head: [V, H_teacher] teacher's output matrix, for exact divergences.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | int,
+        config: Config,
+        total_steps: int,
+        device: torch.device,
+        teacher_head: Tensor | None = None,
+    ) -> None:
+        if config.learner.threads > 0:
+            torch.set_num_threads(config.learner.threads)
+        self.config = config
+        self.device = device
+        self.tokenizer = None if isinstance(tokenizer, int) else tokenizer
+        vocab = tokenizer if isinstance(tokenizer, int) else real_vocab(tokenizer, model)
+        temperature = config.rollout.sampling.temperature or 1.0
+        self.engine = TokenModel(model, vocab, config.learner, device, temperature)
+        self.model = self.engine.model
+        self.model.train()
+        if config.learner.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        head = None if teacher_head is None else teacher_head.detach().to(device)
+        self.objective = Objective(self.engine, config.method, head)
+        self.optimiser = Optimiser(self._trainable(), self._outer_names(), config.optim, total_steps)
+        self.dump: Dump | None = None
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def _outer_names(self) -> set[str]:
+        """Names of embedding and output matrices, which are no hidden matrices."""
+        ends = {id(self.model.get_input_embeddings().weight), id(self.engine.output_matrix)}
+        return {name for name, parameter in self.model.named_parameters() if id(parameter) in ends}
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps taken."""
+        return self.optimiser.steps_done
+
+    def step(self, examples: Sequence[TrainExample]) -> dict[str, float]:
+        """One optimiser step over all `examples`, in micro-batches of `learner.micro_tokens`.
+
+        Returns:
+            Metrics by name; means are over trained tokens (pairs for `preference/*`), nats.
+
+        Raises:
+            OnpolError: an example that no loss can be computed from.
+            RunFailed: a non-finite loss or gradient; the weights are as before the step.
+        """
+        start = time.perf_counter()
+        for number, example in enumerate(examples):
+            check_example(example, number)
+        kept = self._within_context(examples)
+        groups = units(kept)
+        counts = count(kept)
+        tally = Tally()
+        padded = real = 0
+        lengths = [[len(kept[index]) for index in group] for group in groups]
+        for batch in plan(lengths, self.config.learner.micro_tokens):
+            members = [kept[index] for unit in batch for index in groups[unit]]
+            layout = lay_out([(e.prompt_ids, e.completion_ids) for e in members], self.device)
+            loss = self.objective(members, layout, counts, tally)
+            self._guard(loss, "loss", members)
+            loss.backward()
+            padded, real = padded + layout.padded_tokens, real + layout.real_tokens
+        rate = self.optimiser.rate
+        norm = self.optimiser.clip()
+        self._guard(norm, "gradient", kept)
+        self.optimiser.step()
+        metrics = summarise(tally)
+        metrics |= {
+            "grad_norm": float(norm),
+            "lr": rate,
+            "tokens/trained": sum(value for name, value in counts.items() if name != "preference"),
+            "tokens/processed": float(real),
+            "tokens/padding_share": 1 - real / max(1, padded),
+            "tokens/dropped_sequences": float(len(examples) - len(kept)),
+            "time/train": time.perf_counter() - start,
+        }
+        return metrics
+
+    def _within_context(self, examples: Sequence[TrainExample]) -> list[TrainExample]:
+        """Examples that fit `model.max_context`; a pair goes if either side does not."""
+        limit = self.config.model.max_context
+        long_pairs = {e.pair for e in examples if len(e) > limit and e.pair is not None}
+        kept = [e for e in examples if len(e) <= limit and (e.pair is None or e.pair not in long_pairs)]
+        if not kept:
+            longest = max((len(e) for e in examples), default=0)
+            raise OnpolError(
+                f"No training sequence of this step fits model.max_context={limit} tokens "
+                f"(longest {longest}, {len(examples)} in all). Raise model.max_context or shorten the data."
+            )
+        return kept
+
+    def _guard(self, value: Tensor, what: str, examples: Sequence[TrainExample]) -> None:
+        if math.isfinite(float(value.detach())):
+            return
+        self.optimiser.zero_grad()
+        step = self.optimiser.steps_done + 1
+        where = ""
+        if self.dump is not None:
+            where = " Dump: " + self.dump({"step": step, "what": what, "examples": list(examples)})
+        raise RunFailed(
+            f"Non-finite {what} ({float(value)}) at step {step} over {len(examples)} sequences.{where} "
+            "The weights are those before this step; lower optim.lr or look at the dump, then --resume."
+        )
+
+    def logprobs(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """Policy log-probs `[T]` of each completion, nats, on the CPU; no gradient."""
+        return self.engine.logprobs(sequences)
+
+    def score(self, sequences: Sequence[Pair]) -> list[TokenScores]:
+        """Policy log-probs and entropies of each completion; no gradient."""
+        return self.engine.score(sequences)
+
+    def hidden(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """Policy hidden states `[T, H]` that predict each completion's tokens, on the CPU; no gradient."""
+        return self.engine.hidden(sequences)
+
+    def adapter_off(self) -> AbstractContextManager[None]:
+        """While it lasts, the policy is the base without its adapters: reference or teacher for free."""
+        return adapters_off(self.model)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face name and value of every weight, adapters merged, `lm_head.weight` always included."""
+        return merged_weights(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trainable weights, optimiser, schedule position and torch's random state, for exact resume."""
+        return {
+            "weights": {name: parameter.detach().cpu().clone() for name, parameter in self._trainable()},
+            "optimiser": self.optimiser.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; afterwards training goes on bit for bit on the CPU."""
+        weights = dict(self._trainable())
+        if weights.keys() != state["weights"].keys():
+            raise OnpolError("The saved state is of another model or LoRA setting than this configuration's.")
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                weights[name].copy_(value)
+        self.optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["torch_rng"])
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a plain Hugging Face folder, adapters merged, in `dtype` (default: the weights' own)."""
+        write_folder(Path(path), self.named_weights(), self.model, self.tokenizer, dtype or self.model.dtype)
+
+
+def summarise(tally: Tally) -> dict[str, float]:
+    """Means and ratio quantiles of a step."""
+    metrics = {
+        name: float(total) / float(tally.counts[name]) for name, total in tally.sums.items() if tally.counts[name] > 0
+    }
+    if tally.ratios:
+        ratios = torch.cat(tally.ratios).float().cpu()
+        if len(ratios):
+            low, high = ratios.sort().values[[int(0.01 * (len(ratios) - 1)), int(0.99 * (len(ratios) - 1))]].tolist()
+            metrics |= {"ratio/p01": low, "ratio/p99": high}
+    parts = [value for name, value in metrics.items() if name.startswith("loss/")]
+    return metrics | {"loss/total": sum(parts)}

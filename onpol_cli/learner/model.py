@@ -1,0 +1,149 @@
+"""Models and tokenizers from a path, a run, the package or the hub.
+
+Owns path resolution, devices, number formats, LoRA injection and the real vocabulary. `resolve_model_path`
+needs no torch; everything heavy is imported inside functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpol_cli.core.config import Device, LoraConfig, ModelConfig
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.seeding import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY = "tiny"
+PACKAGED_TINY = Path(__file__).parent.parent / "assets" / "tiny_base"
+
+
+def resolve_model_path(path: str | Path) -> str:
+    """Folder or hub name that transformers can open.
+
+    `tiny` is the packaged folder; a run directory stands for its `checkpoint/`; a folder with
+    `config.json` for itself; anything that is no local path is taken as a hub name.
+    """
+    if str(path) == TINY:
+        return str(PACKAGED_TINY)
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / "checkpoint"):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    text = str(path)
+    if folder.exists() or text.startswith(("/", ".", "~")) or text.count("/") > 1:
+        raise OnpolError(
+            f"No model at {text!r}: neither it nor its checkpoint/ holds a config.json. "
+            "Give 'tiny', a Hugging Face model folder, a run directory with a finished checkpoint, or a hub name."
+        )
+    return text
+
+
+def pick_device(config: ModelConfig) -> torch.device:
+    """The learner's device; on CUDA the one of this process's local rank."""
+    import os
+
+    import torch
+
+    if config.device is Device.cpu or (config.device is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise OnpolError("model.device=cuda, but torch sees no CUDA device. Use model.device=cpu or auto.")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The Hugging Face configuration at `path`; no weights are read."""
+    from transformers import AutoConfig
+
+    source = resolve_model_path(path)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise OnpolError(_load_message("configuration", path, error)) from error
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path` (resolved like a model)."""
+    from transformers import AutoTokenizer
+
+    source = resolve_model_path(path)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise OnpolError(_load_message("tokenizer", path, error)) from error
+
+
+def load_model(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
+    """The policy in `config.dtype` on the CPU or GPU chosen by `config.device`, adapters injected.
+
+    Args:
+        config: path, format, device, attention, LoRA.
+        seed: of random weights and of adapter initialisation.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, config.dtype.value)
+    device = pick_device(config)
+    extra = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    if config.random_weights:
+        model = random_model(load_config(config.path, config.revision), seed, dtype, device, **extra)
+    else:
+        source = resolve_model_path(config.path)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, revision=config.revision, dtype=dtype, **extra)
+        except (OSError, ValueError) as error:
+            raise OnpolError(_load_message("model", config.path, error)) from error
+        model = model.to(device)  # type: ignore[arg-type]
+    if config.lora.rank > 0:
+        add_adapters(model, config.lora, seed)
+    return model
+
+
+def random_model(hf_config: Any, seed: int, dtype: torch.dtype, device: torch.device, **extra: Any) -> PreTrainedModel:
+    """The architecture of `hf_config` with random weights, the same for the same seed and device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(derive_seed(seed, "random-weights") % 2**31)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, **extra)
+        return model
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+    """Inject LoRA adapters in place and freeze everything else. The model keeps its class."""
+    import torch
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    alpha = config.alpha or 2.0 * config.rank
+    wanted = PeftConfig(
+        r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=list(config.targets)  # type: ignore[arg-type]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "lora") % 2**31)
+        try:
+            inject_adapter_in_model(wanted, model)
+        except ValueError as error:
+            raise OnpolError(f"model.lora.targets={config.targets} do not fit this model: {error}") from error
+
+
+def real_vocab(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Number of real tokens: rows of the output matrix beyond are padding and never enter a softmax."""
+    head = model.get_output_embeddings()
+    rows = int(head.weight.shape[0])  # type: ignore[union-attr]
+    size = len(tokenizer)
+    if size > rows:
+        raise OnpolError(f"The tokenizer has {size} tokens but the model only {rows} output rows: they do not fit.")
+    return size
+
+
+def _load_message(what: str, path: str | Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"Cannot load the {what} at {str(path)!r}: {first} Give 'tiny', a local folder, a run, or a hub name."

@@ -1,0 +1,184 @@
+"""The sum of loss components of one micro-batch, and what is to be known about it.
+
+Owns the path from examples to one scalar loss: which components an example takes part in, the global
+denominators, and the tallies behind the step's metrics. Formulas are `losses`', the forward `forward`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from onpol_cli.core.config import MethodConfig
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner import losses
+from onpol_cli.learner.batch import Layout, TrainExample, stream
+from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
+from onpol_cli.learner.forward import TokenModel
+from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
+
+COMPONENTS = ("cross_entropy", "policy_gradient", "divergence", "preference")
+
+
+def count(examples: Sequence[TrainExample]) -> dict[str, float]:
+    """This rank's denominators: trained tokens per component, pairs for `preference`."""
+    totals = dict.fromkeys(COMPONENTS, 0.0)
+    for example in examples:
+        for name, values in (
+            ("cross_entropy", example.ce_weights),
+            ("policy_gradient", example.pg_mask),
+            ("divergence", example.div_mask),
+        ):
+            if values is not None:
+                totals[name] += float((values != 0).sum())
+        totals["preference"] += 0.5 if example.pair is not None else 0.0
+    return totals
+
+
+@dataclass
+class Tally:
+    """Sums over the tokens (or pairs) of a step; each mean's numerator is kept with its own denominator."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    ratios: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, total: Tensor, number: Tensor | float) -> None:
+        """Add `total` over `number` items to the mean called `name`."""
+        value = total.detach().double()
+        self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        amount = torch.as_tensor(number, dtype=torch.float64, device=value.device)
+        self.counts[name] = self.counts.get(name, torch.zeros_like(amount)) + amount
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything fixed over a run: model, loss settings, teacher's output matrix."""
+
+    engine: TokenModel
+    method: MethodConfig
+    teacher_head: Tensor | None = None
+
+    def __call__(
+        self, examples: Sequence[TrainExample], layout: Layout, counts: dict[str, float], tally: Tally
+    ) -> Tensor:
+        """Loss of a micro-batch, each component divided by its global count in `counts`."""
+        hidden = self.engine.hidden_states(layout)
+        total = hidden.new_zeros((), dtype=torch.float32) + 0.0 * hidden.sum().float()
+        if any(e.ce_weights is not None or e.pair is not None for e in examples):
+            total = total + self._supervised(examples, layout, hidden, counts, tally)
+        if any(e.pg_mask is not None for e in examples):
+            total = total + self._policy_gradient(examples, layout, hidden, counts, tally)
+        if any(e.div_mask is not None for e in examples):
+            total = total + self._divergence(examples, layout, hidden, counts, tally)
+        return total
+
+    def _stream(self, examples: Sequence[TrainExample], name: str) -> Tensor:
+        return stream(examples, name, self.engine.device)
+
+    def _supervised(
+        self, examples: Sequence[TrainExample], layout: Layout, hidden: Tensor, counts: dict[str, float], tally: Tally
+    ) -> Tensor:
+        """`cross_entropy` and `preference`: both at temperature 1."""
+        policy = token_logprobs(hidden, self.engine.output_matrix, layout.targets, self.engine.options(1.0))
+        total = policy.new_zeros(())
+        if any(e.ce_weights is not None for e in examples):
+            weights = self._stream(examples, "ce_weights")
+            part = losses.cross_entropy(policy, weights)
+            tally.add("loss/cross_entropy", part, (weights != 0).sum())
+            total = total + part / counts["cross_entropy"]
+        if any(e.pair is not None for e in examples):
+            total = total + self._preference(examples, layout, policy, tally) / counts["preference"]
+        return total
+
+    def _preference(
+        self, examples: Sequence[TrainExample], layout: Layout, policy: Tensor, tally: Tally
+    ) -> Tensor:
+        gain = policy - self._stream(examples, "reference_logprobs")
+        sums = gain.new_zeros(len(examples)).index_add(0, layout.segments, gain)
+        sides: dict[int, list[int]] = {}
+        for index, example in enumerate(examples):
+            if example.pair is not None:
+                sides.setdefault(example.pair, [0, 0])[0 if example.chosen else 1] = index
+        ends = torch.tensor(list(sides.values()), device=sums.device)
+        part, margin = losses.preference(sums[ends[:, 0]], sums[ends[:, 1]], self.method.dpo_beta)
+        tally.add("loss/preference", part, len(sides))
+        tally.add("preference/margin", margin.sum(), len(sides))
+        tally.add("preference/accuracy", (margin > 0).sum(), len(sides))
+        return part
+
+    def _policy_gradient(
+        self, examples: Sequence[TrainExample], layout: Layout, hidden: Tensor, counts: dict[str, float], tally: Tally
+    ) -> Tensor:
+        method = self.method
+        policy, entropy = token_logprobs_entropy(
+            hidden, self.engine.output_matrix, layout.targets, self.engine.options()
+        )
+        mask, sampler = self._stream(examples, "pg_mask"), self._stream(examples, "sampler_logprobs")
+        teacher = self._stream(examples, "teacher_logprobs")
+        sizes = torch.tensor(layout.sizes, device=policy.device)
+        coef = torch.tensor([e.teacher_coef for e in examples], device=policy.device).repeat_interleave(sizes)
+        advantage = losses.total_advantage(
+            self._stream(examples, "advantages"), coef, teacher, policy, method.signal_clip
+        )
+        ratios = losses.importance(policy, sampler, mask, layout.segments, method)
+        part = losses.policy_gradient(policy, ratios.weight, mask * advantage)
+        tally_policy(tally, part, policy.detach(), sampler, mask, ratios)
+        tally.add("entropy", (mask * entropy).sum(), mask.sum())
+        scored = mask * (coef != 0)
+        tally.add("kl/teacher", (scored * (policy.detach() - teacher)).sum(), scored.sum())
+        total = part / counts["policy_gradient"]
+        if method.reference_kl > 0:
+            total = total + self._reference_kl(examples, policy, mask, counts, tally)
+        return total
+
+    def _reference_kl(
+        self, examples: Sequence[TrainExample], policy: Tensor, mask: Tensor, counts: dict[str, float], tally: Tally
+    ) -> Tensor:
+        if any(e.reference_logprobs is None for e in examples if e.pg_mask is not None):
+            raise OnpolError("method.reference_kl > 0 needs reference_logprobs on every policy-gradient example.")
+        part = losses.reference_kl(policy, self._stream(examples, "reference_logprobs"), mask)
+        tally.add("kl/reference", part, mask.sum())
+        return self.method.reference_kl * part / counts["policy_gradient"]
+
+    def _divergence(
+        self, examples: Sequence[TrainExample], layout: Layout, hidden: Tensor, counts: dict[str, float], tally: Tally
+    ) -> Tensor:
+        if self.teacher_head is None:
+            raise OnpolError("A divergence is trained but the learner was given no teacher output matrix.")
+        method = self.method
+        wanted = [e.div_mask is not None for e in examples]
+        chosen = torch.tensor(wanted, device=hidden.device)[layout.segments]
+        divergent = [e for e in examples if e.div_mask is not None]
+        mask = self._stream(divergent, "div_mask")
+        settings = DivergenceSettings(method.signal, method.beta, method.topk, method.teacher_temperature)
+        teacher = (self._stream(divergent, "teacher_hidden"), self.teacher_head)
+        states = hidden if all(wanted) else hidden[chosen]
+        values = token_divergence(states, self.engine.output_matrix, teacher, settings, self.engine.options())
+        part = (mask * values).sum()
+        tally.add("loss/divergence", part, (mask != 0).sum())
+        tally.add("kl/teacher", part, (mask != 0).sum())
+        return part / counts["divergence"]
+
+
+def tally_policy(
+    tally: Tally, part: Tensor, policy: Tensor, sampler: Tensor, mask: Tensor, ratios: losses.Ratios
+) -> None:
+    """Ratio and mismatch numbers of the trained tokens.
+
+    `kl/mismatch` is the k3 estimate of KL(sampler || policy): tokens were drawn from the sampler, so
+    with r = policy / sampler it is the mean of r - 1 - log r.
+    """
+    trained = mask != 0
+    number = trained.sum()
+    log_ratio = torch.where(trained, policy - sampler, 0.0)
+    tally.add("loss/policy_gradient", part, number)
+    tally.add("ratio/mean", torch.where(trained, ratios.ratio, 0.0).sum(), number)
+    tally.add("ratio/masked_share", ratios.dropped.sum(), number)
+    changed = trained & ~ratios.dropped & (ratios.weight != ratios.ratio)
+    tally.add("ratio/truncated_share", changed.sum(), number)
+    tally.add("kl/mismatch", (log_ratio.exp() - 1 - log_ratio).sum(), number)
+    tally.ratios.append(ratios.ratio[trained])

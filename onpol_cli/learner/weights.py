@@ -1,0 +1,116 @@
+"""Weights under Hugging Face names: for samplers, checkpoints and resuming.
+
+Owns the merge of adapters and the folder layout that `transformers` and vLLM read as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HEAD = "lm_head.weight"
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether LoRA adapters are injected."""
+    return any(name.endswith(".base_layer.weight") for name, _ in model.named_parameters())
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """The base model while the context lasts; nothing to do without adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged_weights(
+    model: PreTrainedModel, full: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every weight as if adapters had been merged; `lm_head.weight` also when tied.
+
+    Args:
+        model: the policy.
+        full: turns a parameter into a whole, local tensor (sharded models); default: detach.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    whole = full or torch.Tensor.detach
+    deltas = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    seen_head = False
+    for name, parameter in model.named_parameters():
+        owner, _, kind = name.rpartition(".base_layer.")
+        if owner:
+            value = whole(parameter)
+            if kind == "weight":
+                value = value + _delta(deltas[owner], whole).to(value.dtype)
+            yield f"{owner}.{kind}", value
+        elif ".lora_" not in name:
+            seen_head = seen_head or name == HEAD
+            yield name, whole(parameter)
+    kept = _persistent_buffers(model)
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield name, whole(buffer)
+    if not seen_head:
+        yield HEAD, whole(model.get_output_embeddings().weight)  # type: ignore[union-attr, arg-type]
+
+
+def _persistent_buffers(model: PreTrainedModel) -> set[str]:
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name for name in model.state_dict() if name not in parameters}
+
+
+def _delta(layer: Any, whole: Callable[[Tensor], Tensor]) -> Tensor:
+    """`scaling * B A` of a linear LoRA layer, in float32."""
+    up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+    return whole(up).float() @ whole(down).float() * float(layer.scaling["default"])
+
+
+def write_folder(
+    path: Path,
+    weights: Iterator[tuple[str, Tensor]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: torch.dtype,
+) -> None:
+    """A plain Hugging Face folder: safetensors, config, generation config, tokenizer.
+
+    Args:
+        path: created if needed. Atomicity is the caller's: write beside, then rename.
+        weights: from `merged_weights`.
+        model: for its configuration.
+        tokenizer: saved as well if given.
+        dtype: format of the floating-point weights.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    path.mkdir(parents=True, exist_ok=True)
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    state = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in weights
+        if not (tied and name == HEAD)
+    }
+    save_torch_state_dict(state, path, max_shard_size="4GB", safe_serialization=True)
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype
+    config.save_pretrained(path)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
