@@ -1,1 +1,1 @@
-"""TODO."""
+"""The one training loop, for every method."""

@@ -1,0 +1,142 @@
+"""The training loop: completions -> signals -> one optimiser step -> weight sync -> one line of metrics.
+
+It knows no method, engine or task: those arrive as parts. Owns stepping, timing, the budget ledger,
+saving, resuming and stopping.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onpol_cli.core.config import RunConfig
+from onpol_cli.core.console import LOGGER
+from onpol_cli.core.errors import RunFailed
+from onpol_cli.learner.learner import Learner
+from onpol_cli.methods.base import Group, Method, flat
+from onpol_cli.runs.checkpoint import latest_valid, prune, step_folder, write_folder
+from onpol_cli.runs.rundir import RunDir
+from onpol_cli.training.interrupt import Interrupted, StopRequest
+from onpol_cli.training.monitors import Monitors
+from onpol_cli.training.sources import CompletionSource, Metrics
+
+
+@dataclass
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        sync: gives the learner's weights to the sampler; None when nothing is sampled.
+        validate: scores the current policy, called with the number of finished steps.
+        scores_teacher: whether building examples makes a teacher read every token.
+        on_step: told each step's metrics and groups (progress, loggers, saved samples).
+        rank: of this process; only rank 0 writes.
+    """
+
+    run: RunDir
+    method: Method
+    learner: Learner
+    source: CompletionSource
+    monitors: Monitors
+    steps: int
+    sync: Callable[[], Metrics] | None = None
+    validate: Callable[[int], Metrics] | None = None
+    scores_teacher: bool = False
+    on_step: Callable[[int, Metrics, list[Group]], None] = lambda step, metrics, groups: None
+    rank: int = 0
+
+
+def train(parts: Parts, config: RunConfig) -> None:
+    """Run all steps, from the newest saved state if the run directory holds one.
+
+    Raises:
+        Interrupted: stopped by a signal, after saving.
+        RunFailed: a monitor, the learner or the engine gave up; earlier states are kept.
+    """
+    first = restore(parts)
+    if parts.sync is not None and first > 0:
+        parts.sync()
+    with StopRequest() as stop:
+        for step in range(first, parts.steps):
+            metrics, groups = one_step(parts, step)
+            done = step + 1
+            if parts.validate is not None and _due(done, config.validate_every, parts.steps):
+                metrics |= parts.validate(done)
+            if parts.rank == 0:
+                parts.run.log({"step": step, **metrics})
+            parts.on_step(step, metrics, groups)
+            parts.monitors.check(step, metrics)
+            if stop.asked or _due(done, config.save_every, parts.steps):
+                save(parts, done, config.keep_last)
+            if stop.asked and done < parts.steps:
+                raise Interrupted(f"Stopped after step {done} of {parts.steps}. Go on with --resume.")
+
+
+def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
+    """Completions, signals, update and sync of 0-based `step`."""
+    start = time.perf_counter()
+    groups, metrics = parts.source.groups(step)
+    scoring = time.perf_counter()
+    examples = parts.method.examples(groups)
+    if parts.scores_teacher:
+        metrics["time/score"] = time.perf_counter() - scoring
+        metrics["tokens/scored"] = float(sum(len(s.prompt_ids) + len(s.completion_ids) for s in flat(groups)))
+    training = time.perf_counter()
+    metrics |= parts.learner.step(examples)
+    metrics["time/train"] = time.perf_counter() - training
+    if parts.sync is not None:
+        syncing = time.perf_counter()
+        metrics |= parts.sync()
+        metrics["time/sync"] = time.perf_counter() - syncing
+    metrics["time/step"] = time.perf_counter() - start
+    metrics["memory/peak_mb"] = peak_memory_mb()
+    if not math.isfinite(metrics.get("loss/total", 0.0)):
+        raise RunFailed(f"The loss of step {step} is not finite. Lower optim.lr or look at the dump in {parts.run.path}.")
+    return metrics, groups
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return every > 0 and (done % every == 0 or done == steps)
+
+
+def save(parts: Parts, done: int, keep: int) -> None:
+    """Write the state after `done` steps, whole or not at all, and prune older ones."""
+    state = parts.learner.state_dict()
+    if parts.rank == 0:
+        write_folder(step_folder(parts.run.state, done), lambda folder: _write_state(folder, state))
+        prune(parts.run.state, keep)
+
+
+def _write_state(folder: Path, state: dict[str, object]) -> None:
+    import torch
+
+    torch.save(state, folder / "learner.pt")
+
+
+def restore(parts: Parts) -> int:
+    """Load the newest whole state; returns the number of steps already done."""
+    if not parts.run.resumed:
+        return 0
+    import torch
+
+    found = latest_valid(parts.run.state)
+    done = found[0] if found else 0
+    if found:
+        parts.learner.load_state_dict(torch.load(found[1] / "learner.pt", map_location="cpu", weights_only=True))
+        LOGGER.info("resumed after step %d from %s", done, found[1])
+    if parts.rank == 0:
+        parts.run.keep_steps_before(done)
+    return done
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, MiB (GPU: largest allocation)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

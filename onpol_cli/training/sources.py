@@ -1,0 +1,134 @@
+"""Where a step's completions come from: a fixed data set, the policy, or a mixture of both.
+
+Each source returns groups of `Sample`s and the metrics that it alone can know (reward, length,
+seconds and tokens of generation and grading). Sampling and grading are callables from `stages`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Protocol
+
+from onpol_cli.core.seeding import derive_rng, derive_seed
+from onpol_cli.core.types import Completion, Grade, Outcome, Problem, Rollout
+from onpol_cli.methods.base import Group, Ids, Sample, flat
+from onpol_cli.rollout.engine import Prompt
+from onpol_cli.training.order import Order
+
+Metrics = dict[str, float]
+Sampler = Callable[[Sequence[Prompt]], list[Rollout]]
+Grader = Callable[[Sequence[tuple[Problem, Completion]]], list[Grade]]
+
+
+class CompletionSource(Protocol):
+    """Gives the groups of a step."""
+
+    def groups(self, step: int) -> tuple[list[Group], Metrics]:
+        """Groups of 0-based `step` and what is known of them."""
+        ...
+
+
+class DatasetSource:
+    """Batches of a fixed list of groups."""
+
+    def __init__(self, groups: Sequence[Group], batch: int, seed: int) -> None:
+        self.items = list(groups)
+        self.batch = batch
+        self.order = Order(len(self.items), seed)
+
+    def groups(self, step: int) -> tuple[list[Group], Metrics]:
+        """`batch` groups in shuffled order."""
+        return [self.items[index] for index in self.order.take(step, self.batch)], {}
+
+
+class PolicySource:
+    """Rollouts of the current policy, graded."""
+
+    def __init__(
+        self,
+        problems: Sequence[tuple[Problem, Ids]],
+        sample: Sampler,
+        grade: Grader,
+        *,
+        prompts: int,
+        group: int,
+        seed: int,
+    ) -> None:
+        self.problems = list(problems)
+        self.sample = sample
+        self.grade = grade
+        self.prompts = prompts
+        self.group = group
+        self.seed = seed
+        self.order = Order(len(self.problems), seed)
+
+    def groups(self, step: int) -> tuple[list[Group], Metrics]:
+        """`prompts` groups of `group` rollouts each, seeded by run, step and place."""
+        chosen = [self.problems[index] for index in self.order.take(step, self.prompts)]
+        return sample_groups(chosen, self.group, derive_seed(self.seed, "rollout", step), self.sample, self.grade)
+
+
+class MixtureSource:
+    """With probability `lam` a step is the policy's, else the data set's (drawn from the step's own seed)."""
+
+    def __init__(self, dataset: DatasetSource, policy: PolicySource, lam: float, seed: int) -> None:
+        self.dataset = dataset
+        self.policy = policy
+        self.lam = lam
+        self.seed = seed
+
+    def groups(self, step: int) -> tuple[list[Group], Metrics]:
+        """Groups of one of the two sources."""
+        on_policy = derive_rng(self.seed, "mixture", step).random() < self.lam
+        groups, metrics = (self.policy if on_policy else self.dataset).groups(step)
+        return groups, {**metrics, "mixture/on_policy": float(on_policy)}
+
+
+def sample_groups(
+    problems: Sequence[tuple[Problem, Ids]], group: int, seed: int, sample: Sampler, grade: Grader
+) -> tuple[list[Group], Metrics]:
+    """Sample `group` completions per problem and grade them all in one call."""
+    prompts = [
+        Prompt(problem.problem_id, ids, samples=group, seed=derive_seed(seed, place))
+        for place, (problem, ids) in enumerate(problems)
+    ]
+    start = time.perf_counter()
+    rollouts = sample(prompts)
+    generated = time.perf_counter()
+    owners = [problem for problem, _ in problems for _ in range(group)]
+    assert len(owners) == len(rollouts)
+    grades = grade([(owner, rollout.completion()) for owner, rollout in zip(owners, rollouts, strict=True)])
+    graded = time.perf_counter()
+    samples = [
+        Sample(owner, rollout.prompt_ids, rollout.completion_ids, rollout, verdict)
+        for owner, rollout, verdict in zip(owners, rollouts, grades, strict=True)
+    ]
+    groups = [samples[start_ : start_ + group] for start_ in range(0, len(samples), group)]
+    times = {"time/generate": generated - start, "time/grade": graded - generated}
+    return groups, {**times, **rollout_metrics(groups)}
+
+
+def rollout_metrics(groups: Sequence[Group]) -> Metrics:
+    """Reward, length and outcome shares of graded rollouts."""
+    samples = flat(groups)
+    grades = [sample.grade for sample in samples if sample.grade is not None]
+    lengths = [len(sample.completion_ids) for sample in samples]
+    shares = Counter(grade.outcome for grade in grades)
+    excess = [g.excess_levenshtein for g in grades if g.passed and g.excess_levenshtein is not None]
+    below = [g for g in grades if g.passed and g.extra.get("pass_below_fail")]
+    metrics = {
+        "reward/mean": fmean(grade.reward for grade in grades),
+        "reward/constant_groups": fmean(float(len({s.grade.reward for s in g if s.grade}) == 1) for g in groups),
+        "reward/pass_below_fail": len(below) / len(grades),
+        "length/mean": fmean(lengths),
+        "length/max": float(max(lengths)),
+        "tokens/generated": float(sum(lengths)),
+        "grade/wall_timeouts": float(sum(grade.wall_timeout for grade in grades)),
+        **{f"outcome/{outcome.value}": shares[outcome] / len(grades) for outcome in Outcome},
+    }
+    if excess:
+        metrics["reward/excess_levenshtein"] = fmean(excess)
+    return metrics
