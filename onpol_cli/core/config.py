@@ -179,6 +179,10 @@ class MethodConfig:
     """What each token is told. One dataclass for all methods; `conf/method/*.yaml` set `name`."""
 
     name: str = "sft"
+    variant: str = ""
+    """Name of the YAML choice (`latest:<variant>` finds it); empty takes `name`."""
+    label: str = ""
+    """How tables call it; empty takes the name in capitals."""
     steps: int = 50
     """Optimiser steps; 0 derives them from `epochs` (dataset methods)."""
     epochs: float = 0.0
@@ -415,6 +419,32 @@ class BaseConfig:
 
 
 @dataclass
+class RowConfig:
+    """One model of a reproduction: which command makes it, from which tutor, with which overrides."""
+
+    name: str = ""
+    command: str = "train tutor"
+    """`train tutor`, `distill student`, or `base` (evaluated as it is)."""
+    tutor: str = ""
+    """Name of the row whose model is the tutor."""
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
+class MatrixConfig:
+    """The rows of `onpol reproduce`, and what --quick changes."""
+
+    rows: list[RowConfig] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    jobs: int = 0
+    """Rows made at the same time; 0: one per core (CPU), 1 on GPUs."""
+    quick: list[str] = field(default_factory=list)
+    """Overrides that --quick adds to every row and evaluation."""
+    quick_rows: dict[str, list[str]] = field(default_factory=dict)
+    """Further --quick overrides by row."""
+
+
+@dataclass
 class Config:
     """Everything a command needs, composed by Hydra from `conf/` and the command line."""
 
@@ -434,5 +464,6 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
+    matrix: MatrixConfig = field(default_factory=MatrixConfig)
     claims: Any = None
     """Claims to judge (conf/claims/*.yaml), read by the comparison."""

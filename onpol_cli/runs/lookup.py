@@ -72,10 +72,10 @@ def _latest(method: str, runs: list[RunInfo], root: Path) -> RunInfo:
     fitting = [
         info
         for info in runs
-        if info.has_checkpoint and method in (info.manifest.get("method"), info.manifest.get("method_choice"))
+        if info.has_checkpoint and info.status == "done" and method == info.manifest.get("method_choice")
     ]
     if not fitting:
-        known = sorted({str(i.manifest.get("method_choice") or i.manifest.get("method")) for i in runs if i.has_checkpoint})
+        known = sorted({str(i.manifest.get("method_choice")) for i in runs if i.has_checkpoint and i.status == "done"})
         raise OnpolError(
             f"No finished {method!r} run in {root}. "
             + (f"There are: {', '.join(known)}." if known else f"Train one: onpol train tutor method={method}.")

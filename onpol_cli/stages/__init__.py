@@ -1,1 +1,1 @@
-"""TODO."""
+"""One module per command: reads a config, wires the parts, returns a run."""

@@ -1,0 +1,182 @@
+"""From configuration to parts: tasks, models, engines, teachers.
+
+Owns the wiring that several commands share. Everything heavy is imported inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpol_cli.core.config import Config, ModelConfig, TaskConfig
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.files import sha256_file
+from onpol_cli.core.types import Problem
+from onpol_cli.learner.chat import Chat
+from onpol_cli.runs.lookup import RunInfo, find_run, list_runs
+from onpol_cli.stages.session import runs_root
+
+if TYPE_CHECKING:
+    import torch
+
+    from onpol_cli.learner.scorer import LocalScorer
+    from onpol_cli.rollout.engine import RolloutEngine
+    from onpol_cli.tasks.protocol import Task
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk and what is known of it.
+
+    Attributes:
+        path: Hugging Face folder or hub name.
+        run: the run that made it, None for foreign folders.
+        label: how tables call it.
+    """
+
+    path: str
+    run: RunInfo | None
+    label: str
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """An entry of the run's manifest."""
+        return self.run.manifest.get(name, default) if self.run else default
+
+
+def find_checkpoint(spec: str, config: Config) -> Checkpoint:
+    """The checkpoint that `spec` names: `tiny`, a model folder, a run, `latest:<method>`, or a hub name.
+
+    Raises:
+        OnpolError: nothing fits; the message lists near names.
+    """
+    from onpol_cli.learner.model import TINY, resolve_model_path
+
+    if spec == TINY:
+        return Checkpoint(resolve_model_path(TINY), None, "base")
+    folder = Path(spec).expanduser()
+    if (folder / "config.json").is_file():
+        return Checkpoint(str(folder), _owner(folder), _owner_label(folder))
+    if folder.is_dir() or ":" in spec or "/" not in spec:
+        info = find_run(spec, runs_root(config))
+        if not info.has_checkpoint:
+            raise OnpolError(f"Run {info.name} has no finished checkpoint (status: {info.status}). Finish it with --resume.")
+        return Checkpoint(str(info.path / "checkpoint"), info, str(info.manifest.get("label", info.name)))
+    return Checkpoint(resolve_model_path(spec), None, spec)
+
+
+def _owner(folder: Path) -> RunInfo | None:
+    parent = folder.resolve().parent
+    return find_run(str(parent), parent) if (parent / "manifest.json").is_file() else None
+
+
+def _owner_label(folder: Path) -> str:
+    owner = _owner(folder)
+    return str(owner.manifest.get("label", folder.name)) if owner else folder.name
+
+
+def tutors_found(config: Config) -> list[str]:
+    """Names of finished tutors, newest first, for messages."""
+    runs = [r for r in list_runs(runs_root(config)) if r.has_checkpoint and r.manifest.get("model_role") == "tutor"]
+    return [run.name for run in reversed(runs)]
+
+
+def require_tutor(config: Config) -> str:
+    """`config.tutor`, or an error that lists what could be given."""
+    if config.tutor:
+        return config.tutor
+    found = tutors_found(config)
+    hint = f"Found: {', '.join(found[:6])}." if found else "There is none yet; train one: onpol train tutor method=sft."
+    raise OnpolError(f"Which tutor? Add tutor=RUN, tutor=PATH or tutor=latest:sft. {hint}")
+
+
+def verify_checkpoint(checkpoint: Checkpoint) -> None:
+    """Check a checkpoint of ours against its hashes before anything uses it."""
+    from onpol_cli.runs.checkpoint import HASHES, verify
+
+    if (Path(checkpoint.path) / HASHES).is_file():
+        verify(Path(checkpoint.path))
+
+
+def model_hash(path: str) -> str | None:
+    """Short hash of a local model's weights; None for hub names."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    return "-".join(sha256_file(file)[:16] for file in files) or None
+
+
+def encoded(task: Task, chat: Chat, problems: Sequence[Problem], config: Config) -> list[tuple[Problem, Ids]]:
+    """Problems with their prompt ids; prompts that leave no room for an answer are an error."""
+    limit = config.model.max_context - config.rollout.sampling.max_new_tokens
+    pairs = [(problem, chat.prompt_ids(task.messages(problem))) for problem in problems]
+    fitting = [pair for pair in pairs if len(pair[1]) <= limit]
+    if len(fitting) < len(pairs):
+        from onpol_cli.core.console import LOGGER
+
+        LOGGER.warning("%d of %d prompts exceed %d tokens and are left out", len(pairs) - len(fitting), len(pairs), limit)
+    if not fitting:
+        raise OnpolError(f"No prompt fits model.max_context={config.model.max_context}. Raise it.")
+    return fitting
+
+
+def tokenizer_and_chat(path: str) -> tuple[Any, Chat]:
+    """Tokenizer at `path` and its chat view."""
+    from onpol_cli.learner.model import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    return tokenizer, Chat(tokenizer)
+
+
+def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> LocalScorer:
+    """The tutor as a frozen scorer, after checking that it fits the student."""
+    from transformers import AutoModelForCausalLM
+
+    from onpol_cli.learner.model import load_config, load_tokenizer, pick_device, real_vocab
+    from onpol_cli.learner.preflight import check_pair
+    from onpol_cli.learner.scorer import LocalScorer
+
+    teacher_tokenizer = load_tokenizer(checkpoint.path)
+    check_pair(load_tokenizer(student_path), teacher_tokenizer, load_config(student_path), load_config(checkpoint.path))
+    device = pick_device(config.model)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=teacher_dtype(config)).to(device)
+    return LocalScorer(
+        model, real_vocab(teacher_tokenizer, model), config.learner, device, config.method.teacher_temperature
+    )
+
+
+def teacher_dtype(config: Config) -> torch.dtype:
+    """Frozen models are held in the compute format."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, config.learner.autocast.value)
+    return dtype if torch.cuda.is_available() else torch.float32
+
+
+def engine_for(config: Config, model_path: str, tokenizer: Any, model: Any = None) -> RolloutEngine:
+    """The rollout engine of the configuration, loaded with `model_path` (or copying `model`)."""
+    from onpol_cli.core.seeding import derive_seed
+    from onpol_cli.learner.model import pick_device
+    from onpol_cli.rollout.engine import build_engine
+
+    seed = derive_seed(config.seed, "engine") % 2**31
+    return build_engine(config.rollout, model_path, tokenizer, seed, pick_device(config.model), model=model)
+
+
+def bench_task(config: Config, name: str) -> TaskConfig:
+    """The task configuration of an evaluation bench."""
+    from dataclasses import replace
+
+    return replace(
+        config.task, name=name, data=config.eval.data.get(name), prompt=config.eval.prompt, shots=config.eval.shots
+    )
+
+
+def policy_config(config: Config) -> ModelConfig:
+    """The model configuration with run names and `latest:` resolved to a folder."""
+    from dataclasses import replace
+
+    if config.model.random_weights:
+        return config.model
+    return replace(config.model, path=find_checkpoint(config.model.path, config).path)

@@ -1,0 +1,118 @@
+"""Opening and closing a run: its name, directory, manifest, log and final status.
+
+Owns what every run has in common, whatever it does. `stages.build` makes the parts.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onpol_cli.core.compose import as_dict, from_yaml, to_yaml
+from onpol_cli.core.config import Config
+from onpol_cli.core.console import LOGGER, setup_logging
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.files import write_atomic
+from onpol_cli.runs.lookup import RunInfo, list_runs
+from onpol_cli.runs.manifest import provenance
+from onpol_cli.runs.rundir import CONFIG, RunDir
+
+FREE = ("run", "paths", "matrix", "claims")
+"""Parts of a configuration that may differ on resume: they change no number."""
+
+
+def runs_root(config: Config) -> Path:
+    """Folder of run directories."""
+    return Path(config.paths.runs).expanduser()
+
+
+def variant(config: Config) -> str:
+    """Name of the method's YAML choice."""
+    return config.method.variant or config.method.name
+
+
+def label(config: Config) -> str:
+    """How tables call the method."""
+    return config.method.label or variant(config).upper()
+
+
+def default_name(command: str, config: Config, tutor: str | None = None) -> str:
+    """`<command>-<method>-<tutor>-s<seed>-<time>`."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    parts = [command, variant(config), *([tutor] if tutor else []), f"s{config.seed}", now]
+    return "-".join(parts)
+
+
+@contextmanager
+def open_run(
+    config: Config, name: str, command: list[str], *, resume: bool, folder: Path | None = None, **facts: Any
+) -> Iterator[RunDir]:
+    """A run directory with its manifest; the status says how it ended.
+
+    Args:
+        name: directory name, unless `run.name` or `folder` says otherwise.
+        command: words to repeat it with.
+        facts: further manifest entries.
+    """
+    path = folder or resumable(config, name, resume) or runs_root(config) / (config.run.name or name)
+    with RunDir.open(path, resume=resume) as run:
+        if run.resumed:
+            check_same_settings(run, config)
+        write_atomic(run.path / CONFIG, to_yaml(config))
+        setup_logging(file=run.path / "run.log")
+        start = time.perf_counter()
+        before = run.manifest()
+        started = before.get("started") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        run.update_manifest(run=run.name, started=started, status="running", **provenance(command, config.seed), **facts)
+        status = "failed"
+        try:
+            yield run
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            seconds = round(time.perf_counter() - start, 2) + float(before.get("wall_s", 0.0))
+            run.update_manifest(status=status, wall_s=seconds)
+
+
+def resumable(config: Config, name: str, resume: bool) -> Path | None:
+    """With --resume and no name: the newest unfinished run of the same command and settings."""
+    if not resume or config.run.name:
+        return None
+    stem = name.rsplit("-", 2)[0]
+    for info in reversed(list_runs(runs_root(config))):
+        if info.status != "done" and info.name.startswith(stem) and not differences(info, config):
+            LOGGER.info("resuming %s", info.path)
+            return info.path
+    raise OnpolError(f"No unfinished run {stem}* with these settings in {runs_root(config)}. Name it: run.name=NAME --resume.")
+
+
+def differences(info: RunInfo, config: Config) -> list[str]:
+    """Dotted names of settings in which a run's configuration differs from `config`."""
+    file = info.path / CONFIG
+    if not file.is_file():
+        return []
+    old, new = (_flat(as_dict(item)) for item in (from_yaml(file.read_text(encoding="utf-8")), config))
+    return [key for key in sorted(old.keys() | new.keys()) if key.split(".")[0] not in FREE and old.get(key) != new.get(key)]
+
+
+def check_same_settings(run: RunDir, config: Config) -> None:
+    """Refuse to resume a run with other settings than it was started with."""
+    changed = differences(RunInfo(run.path, {}), config)
+    if changed:
+        raise OnpolError(
+            f"Run {run.name} was started with other settings: {', '.join(changed[:5])}. "
+            "Resume with the settings of its config.yaml, or choose another run.name."
+        )
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {prefix + key: item}
+    return flat
