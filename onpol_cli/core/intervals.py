@@ -54,9 +54,7 @@ def wilson(k: float, n: int, level: float = 0.95) -> Interval:
     return low, high
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 10_000
-) -> Interval:
+def bootstrap_mean(values: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 10_000) -> Interval:
     """Percentile bootstrap interval of the mean of `values` (Efron 1979, doi:10.1214/aos/1176344552).
 
     Args:
@@ -68,18 +66,38 @@ def bootstrap_mean(
     Returns:
         (low, high); (nan, nan) for no values, and a point for a single one.
     """
+    return bootstrap_ratio(values, [1.0] * len(values), seed, level, draws)
+
+
+def bootstrap_ratio(
+    sums: Sequence[float], counts: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 10_000
+) -> Interval:
+    """Percentile bootstrap interval of `sum(sums) / sum(counts)`, resampling problems.
+
+    For averages over answers of which a problem has any number, such as the passing ones.
+
+    Args:
+        sums: per problem, the sum over its counted answers.
+        counts: per problem, how many answers count; problems with 0 still take part in the resampling.
+        seed: of the resampling.
+        level: two-sided confidence.
+        draws: resamples; those without a counted answer are left out.
+
+    Returns:
+        (low, high); (nan, nan) if nothing counts.
+    """
     _check_level(level)
-    data = np.asarray(values, dtype=np.float64)
-    n = data.size
-    if n == 0:
+    assert len(sums) == len(counts), "one count per sum"
+    top, bottom = (np.asarray(x, dtype=np.float64) for x in (sums, counts))
+    n = top.size
+    if not bottom.any():
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // n)
-    means = np.concatenate(
-        [
-            data[rng.integers(0, n, size=(min(block, draws - start), n))].mean(axis=1)
-            for start in range(0, draws, block)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    ratios = []
+    for start in range(0, draws, block):
+        picks = rng.integers(0, n, size=(min(block, draws - start), n))
+        weight = bottom[picks].sum(axis=1)
+        ratios.append(top[picks].sum(axis=1)[weight > 0] / weight[weight > 0])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

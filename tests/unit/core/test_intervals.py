@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from onpol_cli.core.intervals import bootstrap_mean, wilson
+from onpol_cli.core.intervals import bootstrap_mean, bootstrap_ratio, wilson
 
 
 def test_wilson_matches_statsmodels_figures():
@@ -45,3 +45,14 @@ def test_bootstrap_of_constants_is_a_point_and_of_nothing_is_nan():
     assert bootstrap_mean([0.25] * 7) == (0.25, 0.25)
     assert bootstrap_mean([0.5]) == (0.5, 0.5)
     assert all(math.isnan(x) for x in bootstrap_mean([]))
+
+
+def test_bootstrap_ratio_of_equal_counts_is_the_bootstrap_of_the_mean():
+    values = [0.1, 0.7, 0.4, 0.9]
+    assert bootstrap_ratio([2 * v for v in values], [2] * 4, seed=1) == pytest.approx(bootstrap_mean(values, seed=1))
+
+
+def test_bootstrap_ratio_with_uncounted_problems():
+    low, high = bootstrap_ratio([0.0, 3.0, 1.0, 0.0], [0, 3, 1, 0], seed=1)
+    assert (low, high) == (1.0, 1.0)
+    assert math.isnan(bootstrap_ratio([0.0], [0])[0])
