@@ -60,7 +60,7 @@ class Monitors:
         return None
 
     def _entropy(self, metrics: dict[str, float]) -> tuple[str, str] | None:
-        entropy = metrics.get("entropy/mean")
+        entropy = metrics.get("entropy")
         if entropy is not None and entropy < self.config.entropy_floor:
             return "entropy_floor", f"entropy {entropy:.4f} nats a token is under {self.config.entropy_floor}"
         return None

@@ -1,0 +1,273 @@
+"""`onpol train tutor` and `onpol distill student`: one function, since only the method differs.
+
+Follows one problem: task -> prompt ids -> rollout -> grade -> streams -> step -> sync -> metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpol_cli.core.config import Config
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.seeding import derive_seed
+from onpol_cli.core.types import Completion, Grade, Problem
+from onpol_cli.runs.rundir import RunDir
+from onpol_cli.stages import build
+from onpol_cli.stages.session import default_name, label, open_run, variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from onpol_cli.learner.chat import Chat
+    from onpol_cli.learner.learner import Learner
+    from onpol_cli.learner.scorer import LocalScorer
+    from onpol_cli.methods.base import Context, Group, Method
+    from onpol_cli.rollout.engine import RolloutEngine
+    from onpol_cli.tasks.protocol import Task
+    from onpol_cli.training.sources import CompletionSource, Sampler
+
+Ids = tuple[int, ...]
+
+
+@dataclass
+class Workbench:
+    """The parts of a training run that live as long as it does."""
+
+    config: Config
+    task: Task
+    chat: Chat
+    learner: Learner
+    problems: list[tuple[Problem, Ids]]
+    engine: RolloutEngine | None
+    teachers: dict[str, LocalScorer]
+    reference: LocalScorer | None
+
+    def sample(self, prompts: Sequence[Any]) -> list[Any]:
+        """Rollouts of the policy as last synced."""
+        assert self.engine is not None
+        return self.engine.generate(prompts, self.config.rollout.sampling)
+
+    def grade(self, items: Sequence[tuple[Problem, Completion]]) -> list[Grade]:
+        """Verdicts of the training task."""
+        return self.task.grade(items)
+
+
+def train_model(config: Config, *, role: str, command: list[str], resume: bool = False) -> Path:
+    """Train one model; returns its run directory.
+
+    Args:
+        role: `tutor` or `student`.
+        command: words to repeat it with.
+
+    Raises:
+        OnpolError: a setting, tutor or data that cannot work; nothing was started.
+        RunFailed: started and could not finish.
+    """
+    from onpol_cli.methods.registry import check_method, needs_teacher
+
+    check_method(config.method)
+    tutors = _tutors(config, needs_teacher(config.method))
+    for checkpoint in tutors.values():
+        build.verify_checkpoint(checkpoint)
+    facts, short = _facts(config, role, tutors)
+    verb = "train" if role == "tutor" else "distill"
+    with open_run(config, default_name(verb, config, short), command, resume=resume, **facts) as run:
+        if (run.checkpoint / "config.json").is_file() and run.manifest().get("finished_steps"):
+            return run.path
+        with ExitStack() as stack:
+            _train(run, config, tutors, stack)
+    return run.path
+
+
+def _tutors(config: Config, needed: bool) -> dict[str, build.Checkpoint]:
+    if config.method.tutors:
+        return {name: build.find_checkpoint(spec, config) for name, spec in config.method.tutors.items()}
+    if not needed:
+        return {}
+    return {"": build.find_checkpoint(build.require_tutor(config), config)}
+
+
+def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tuple[dict[str, Any], str | None]:
+    first = next(iter(tutors.values()), None)
+    origin = " + ".join(c.label for c in tutors.values())
+    name = f"{label(config)} from {origin}" if origin else label(config)
+    facts = {
+        "method": config.method.name,
+        "method_choice": variant(config),
+        "model_role": role,
+        "label": name,
+        "tutor": first.run.name if first and first.run else (first.path if first else None),
+        "tutor_label": origin or None,
+        "hashes": {"tutor": {key: build.model_hash(c.path) for key, c in tutors.items()} or None},
+    }
+    short = None if first is None else str(first.fact("method_choice") or Path(first.path).name)
+    return facts, short
+
+
+def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack) -> None:
+    from onpol_cli.stages.progress import StepReporter
+    from onpol_cli.training.loop import Parts, save, train
+    from onpol_cli.training.monitors import Monitors
+
+    bench, method, source, steps = assemble(run, config, tutors, stack)
+    reporter = stack.enter_context(StepReporter(run, config, steps))
+    parts = Parts(
+        run=run,
+        method=method,
+        learner=bench.learner,
+        source=source,
+        monitors=Monitors(config.monitor),
+        steps=steps,
+        sync=_sync(bench),
+        validate=_validation(bench, config) if config.run.validate_every else None,
+        scores_teacher=bool(bench.teachers),
+        on_step=reporter,
+    )
+    train(parts, config.run)
+    if config.run.save_every:
+        save(parts, steps, config.run.keep_last)
+    finish(run, bench.learner, steps)
+
+
+def finish(run: RunDir, learner: Learner, steps: int) -> None:
+    """Write the final weights, whole or not at all."""
+    import torch
+
+    from onpol_cli.runs.checkpoint import write_folder
+
+    write_folder(run.checkpoint, lambda folder: learner.save_pretrained(folder, torch.bfloat16))
+    hashes = {**run.manifest().get("hashes", {}), "model": build.model_hash(str(run.checkpoint))}
+    run.update_manifest(finished_steps=steps, hashes=hashes)
+
+
+def assemble(
+    run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack
+) -> tuple[Workbench, Method, CompletionSource, int]:
+    """Everything that the loop needs, in the order in which mistakes are cheapest."""
+    from onpol_cli.methods.base import Source
+    from onpol_cli.methods.registry import METHODS, build_method, needs_hidden, needs_reference
+    from onpol_cli.sandbox import Sandbox
+    from onpol_cli.tasks.registry import build_task
+
+    samples = METHODS[config.method.name].source is not Source.DATASET or METHODS[config.method.name].prepares
+    sandbox = stack.enter_context(Sandbox(config.sandbox))
+    task = build_task(config.task, sandbox)
+    model_config = build.policy_config(config)
+    tokenizer, chat = build.tokenizer_and_chat(model_config.path)
+    train_problems = task.problems("train")
+    problems = build.encoded(task, chat, train_problems[: config.task.problems or None], config)
+    teachers = {key: build.load_teacher(c, config, model_config.path) for key, c in tutors.items()}
+    head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
+    learner = make_learner(config, model_config, tokenizer, steps_of(config, len(problems)), head)
+    engine = None
+    if samples or config.run.validate_every:
+        engine = stack.enter_context(build.engine_for(config, model_config.path, tokenizer, learner.model))
+    reference = _reference(config, model_config, tokenizer) if needs_reference(config.method) else None
+    bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)
+    run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
+    method = build_method(config.method, method_context(bench))
+    source, steps = make_source(run, bench, method)
+    return bench, method, source, steps
+
+
+def method_context(bench: Workbench) -> Context:
+    """What the method may call."""
+    from onpol_cli.methods.base import Context
+
+    reference: Callable[[Sequence[tuple[Ids, Ids]]], list[Tensor]] | None = None
+    if bench.reference is not None:
+        reference = bench.reference.logprobs
+    return Context(bench.task, bench.chat.prompt_ids, bench.teachers, reference, bench.learner.engine)
+
+
+def make_learner(config: Config, model_config: Any, tokenizer: Any, steps: int, head: Tensor | None) -> Learner:
+    """The policy with its optimiser."""
+    from onpol_cli.learner.learner import Learner
+    from onpol_cli.learner.model import load_model, pick_device
+
+    model = load_model(model_config, derive_seed(config.seed, "model") % 2**31)
+    return Learner(model, tokenizer, config, max(1, steps), pick_device(config.model), teacher_head=head)
+
+
+def _reference(config: Config, model_config: Any, tokenizer: Any) -> LocalScorer:
+    from onpol_cli.learner.model import load_model, pick_device, real_vocab
+    from onpol_cli.learner.scorer import LocalScorer
+
+    plain = replace(model_config, lora=replace(model_config.lora, rank=0))
+    model = load_model(plain, derive_seed(config.seed, "model") % 2**31)
+    return LocalScorer(model, real_vocab(tokenizer, model), config.learner, pick_device(config.model))
+
+
+def steps_of(config: Config, items: int) -> int:
+    """Optimiser steps: as configured, else from epochs over `items` groups."""
+    if config.method.steps:
+        return config.method.steps
+    if config.method.epochs <= 0:
+        raise OnpolError("method.steps=0 and method.epochs=0: nothing to do. Set one of them.")
+    return max(1, math.ceil(items * config.method.epochs / config.method.batch))
+
+
+def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[CompletionSource, int]:
+    """The completions of every step, and how many steps there are."""
+    from onpol_cli.methods.base import Source
+    from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource
+
+    settings = bench.config.method
+    seed = derive_seed(bench.config.seed, "train")
+    dataset = policy = None
+    if method.source is not Source.POLICY:
+        groups = prepared(run, bench, method) if method.prepares else reference_groups(bench)
+        dataset = DatasetSource(groups, settings.batch, seed)
+    if method.source is not Source.DATASET:
+        policy = PolicySource(
+            bench.problems, bench.sample, bench.grade, prompts=settings.prompts, group=settings.group, seed=seed
+        )
+    if dataset and policy:
+        return MixtureSource(dataset, policy, settings.lam, seed), steps_of(bench.config, len(bench.problems))
+    source = dataset or policy
+    assert source is not None
+    return source, steps_of(bench.config, len(dataset.items) if dataset else len(bench.problems))
+
+
+def reference_groups(bench: Workbench) -> list[Group]:
+    """One reference completion per problem (for edit tasks the exact reversal)."""
+    from onpol_cli.methods.base import Sample
+
+    return [
+        [Sample(problem, ids, bench.chat.completion_ids(bench.task.reference(problem)))] for problem, ids in bench.problems
+    ]
+
+
+def prepared(run: RunDir, bench: Workbench, method: Method) -> list[Group]:
+    """The data set that a method selects from graded samples of the base; its cost is logged as step -1."""
+    from onpol_cli.training.sources import sample_groups
+
+    seed = derive_seed(bench.config.seed, "select")
+    groups, metrics = sample_groups(bench.problems, bench.config.method.group, seed, bench.sample, bench.grade)
+    if not run.resumed:
+        run.log({"step": -1, **metrics})
+    return method.select(groups)
+
+
+def _sync(bench: Workbench) -> Callable[[], dict[str, float]] | None:
+    if bench.engine is None:
+        return None
+    engine, learner = bench.engine, bench.learner
+
+    def sync() -> dict[str, float]:
+        engine.sync_weights(learner.named_weights())
+        return {}
+
+    return sync
+
+
+def _validation(bench: Workbench, config: Config) -> Callable[[int], dict[str, float]]:
+    from onpol_cli.stages.validation import validator
+
+    sampler: Sampler = bench.sample
+    return validator(bench.task, bench.chat, sampler, config)
