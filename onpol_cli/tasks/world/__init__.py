@@ -1,1 +1,1 @@
-"""TODO."""
+"""The procedural world: small Python functions described in controlled English."""
