@@ -21,6 +21,9 @@ from onpol_cli.tasks.minimal_edit.syntax import Scope
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What parsing, walking and unparsing raise on odd or deeply nested text."""
+
 DELETE = object()
 """As the `new` of an edit: take the element out of its list."""
 
@@ -259,12 +262,15 @@ def draw(source: str, families: Sequence[Family], rng: random.Random, count: int
 
     A family is drawn uniformly among those that have a site left, then one of its sites, so that
     frequent constructs do not crowd out rare families. None where no family applies, or where the
-    source does not parse.
+    source does not parse or is nested too deeply.
     """
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _draw(ast.parse(source), families, rng, count)
+    except _UNREADABLE:
         return None
+
+
+def _draw(tree: ast.Module, families: Sequence[Family], rng: random.Random, count: int) -> Corruption | None:
     names: list[str] = []
     records: list[dict[str, Any]] = []
     touched: dict[int, ast.AST] = {}
@@ -299,7 +305,7 @@ def _draw_site(found: list[Site], touched: dict[int, ast.AST], rng: random.Rando
 def _differs(site: Site) -> bool:
     try:
         before, after = site.texts
-    except (ValueError, RecursionError):  # f-strings that this Python cannot write back
+    except _UNREADABLE:  # f-strings that this Python cannot write back
         return False
     return before != after
 
@@ -317,7 +323,7 @@ def _unparse(tree: ast.Module) -> str | None:
     try:
         text = ast.unparse(tree)
         ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _UNREADABLE:
         return None
     return text
 
@@ -329,7 +335,10 @@ def every(source: str, families: Sequence[Family]) -> Iterator[Corruption]:
         SyntaxError: the source does not parse.
     """
     tree = ast.parse(source)
-    found = find_sites(tree, families)
+    try:
+        found = find_sites(tree, families)
+    except RecursionError:
+        return
     rank = {family.name: position for position, family in enumerate(families)}
     for site in sorted(found, key=lambda site: rank[site.family]):
         if not _differs(site):
