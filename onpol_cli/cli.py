@@ -1,0 +1,270 @@
+"""The command line. Each command composes nothing and computes nothing: it calls one stage.
+
+Imports neither torch nor transformers nor vllm, so that `onpol --help` answers at once; stages are
+imported inside commands. Positional `key=value` words are Hydra overrides; options name inputs,
+outputs and process matters. Exit status: 0 done, 1 the run failed, 2 bad usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onpol_cli import completion
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    pretty_exceptions_enable=False,
+    help="A laboratory bench for on-policy distillation: train tutors, distil students, evaluate, compare.",
+    epilog="Every command takes --help and --debug (full traceback of an error). Start: onpol reproduce tiny --quick",
+)
+train = typer.Typer(no_args_is_help=True, help="Train a base model or a tutor.")
+distill = typer.Typer(no_args_is_help=True, help="Distil a student from a tutor, on-policy.")
+data = typer.Typer(no_args_is_help=True, help="Benches and data sets: list, prepare, verify.")
+runs = typer.Typer(no_args_is_help=True, help="Run directories: list, show, watch, prune.")
+bench = typer.Typer(no_args_is_help=True, help="Measurements of the laboratory itself.")
+for name, group in (("train", train), ("distill", distill), ("data", data), ("runs", runs), ("bench", bench)):
+    app.add_typer(group, name=name)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.", autocompletion=completion.overrides),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name, prefix, path or latest:<method>.", autocompletion=completion.runs)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Compose and check, print the configuration, run nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="The bench's data file.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from onpol_cli import __version__
+
+        typer.echo(f"onpol {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options of `onpol` itself."""
+
+
+@train.command("tutor", epilog="Example: onpol train tutor method=rl seed=1 method.steps=100")
+def train_tutor(overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Train a tutor: method=sft|sft-gentle|sft-overtrained|rsft|dpo|rl."""
+    from onpol_cli.stages.launch import launch_training
+
+    launch_training("tutor", overrides or [], resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+@train.command("base", epilog="Example: onpol train base method.steps=600 run.name=my-base")
+def train_base(overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Pretrain a small base model on the procedural world (about half an hour on a CPU)."""
+    from onpol_cli.stages.launch import launch_base
+
+    launch_base(overrides or [], resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+@distill.command("student", epilog="Example: onpol distill student tutor=latest:sft method=opd seed=1")
+def distill_student(overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Distil a student from tutor=RUN|PATH|latest:<method> (method=opd|opd-exact|gkd|rl_opd|multi_opd|opsd)."""
+    from onpol_cli.stages.launch import launch_training
+
+    launch_training("student", overrides or [], resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+@app.command("eval", epilog="Example: onpol eval --bench livecodebench --data test6.jsonl --model latest:opd --json")
+def evaluate(
+    benches: Annotated[list[str], typer.Option("--bench", metavar="NAME", help="Bench; repeat for several.", autocompletion=completion.benches)],
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="RUN|PATH", autocompletion=completion.runs)] = None,
+    answers: Annotated[Path | None, typer.Option("--answers", metavar="FILE", help="Grade these answers instead of sampling.")] = None,
+    data_file: Data = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the records go.")] = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Count missing answers under no_answer.")] = False,
+    release: Annotated[str | None, typer.Option("--release", help="LiveCodeBench: v1...v6, release_v1...release_v6.")] = None,
+    start_date: Annotated[str | None, typer.Option("--start-date", metavar="YYYY-MM-DD")] = None,
+    end_date: Annotated[str | None, typer.Option("--end-date", metavar="YYYY-MM-DD")] = None,
+    difficulty: Annotated[str | None, typer.Option("--difficulty", help="easy, medium or hard.")] = None,
+    platform: Annotated[str | None, typer.Option("--platform", help="leetcode, atcoder or codeforces.")] = None,
+) -> None:
+    """Evaluate a model, or grade answers that came from elsewhere, on one or several benches."""
+    from onpol_cli.stages.evaluate import EvalRequest, run_evaluation
+
+    filters = {"release": release, "start_date": start_date, "end_date": end_date, "difficulty": difficulty, "platform": platform}
+    request = EvalRequest(benches, overrides or [], model, answers, data_file, run_dir, as_json, resume, dry_run, partial, filters)
+    run_evaluation(request)
+
+
+@app.command("compare", epilog="Example: onpol compare --out results/tiny --format csv,md,png --html report.html")
+def compare(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=completion.runs)] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Self-contained report.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where tables and plots go.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="Of csv,md,tex,json,png,svg.")] = "csv,md,json",
+    claims: Annotated[str, typer.Option("--claims", metavar="NAME|FILE", help="Claims to judge.")] = "paper",
+    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of runs (default paths.runs).")] = None,
+    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", help="Compare runs whose settings differ; the table says so.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the comparison of evaluated models: scores, intervals, claims, costs."""
+    from onpol_cli.stages.compare import CompareRequest, run_comparison
+
+    run_comparison(CompareRequest(names or [], html, out, formats, claims, runs_dir, as_json, force, dry_run))
+
+
+@app.command("reproduce", epilog="Example: onpol reproduce tiny --quick; onpol reproduce tiny matrix.seeds=[0,1,2]")
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help="tiny, small or paper.", autocompletion=completion.experiments)],
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and problems; the table says so.")] = False,
+    only: Annotated[str | None, typer.Option("--only", help="Comma list of rows.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="First row; earlier ones must exist.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Last row.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train, distil, evaluate and compare every model of an experiment. Finished parts are kept."""
+    from onpol_cli.stages.reproduce import ReproduceRequest, run_reproduction
+
+    run_reproduction(ReproduceRequest(experiment, overrides or [], quick, only, start, until, dry_run, as_json))
+
+
+@app.command("sweep", epilog='Example: onpol sweep "distill student" tutor=latest:sft,latest:rl seed=1,2')
+def sweep(
+    command: Annotated[str, typer.Argument(metavar='"COMMAND"', help="'train tutor' or 'distill student'.")],
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run a command over lists of values through Hydra's multirun, then compare the results."""
+    from onpol_cli.stages.sweep import run_sweep
+
+    run_sweep(command, overrides or [], dry_run=dry_run, as_json=as_json)
+
+
+@app.command("replay", epilog="Example: onpol replay RUN method=opd-exact tutor=latest:sft")
+def replay(run: RunName, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Recompute losses and gradient norms of saved rollouts (rollout.save=true) under another method."""
+    from onpol_cli.stages.replay import run_replay
+
+    run_replay(run, overrides or [], dry_run=dry_run, as_json=as_json)
+
+
+@app.command("doctor", epilog="Example: onpol doctor --plan experiment=paper")
+def doctor(
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate memory per GPU instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what can run here and what is missing. Exit 1 if the named experiment cannot run."""
+    from onpol_cli.stages.doctor import run_doctor
+
+    run_doctor(overrides or [], plan=plan, as_json=as_json)
+
+
+@data.command("list")
+def data_list(as_json: Json = False) -> None:
+    """Name the benches, their licence, size and origin."""
+    from onpol_cli.stages.data import list_data
+
+    list_data(as_json=as_json)
+
+
+@data.command("prepare", epilog="Example: onpol data prepare minimal-edit --source leetcode --data FILE --families in-domain --out F.jsonl")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="minimal-edit")],
+    source: Annotated[str, typer.Option("--source", help="leetcode, bigcodebench, mbpp, PATH or hub:NAME.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help=".jsonl or .parquet")],
+    data_file: Data = None,
+    families: Annotated[str, typer.Option("--families", help="in-domain, out-of-domain, all, or names.")] = "out-of-domain",
+    max_corruptions: Annotated[int, typer.Option("--max-corruptions", min=1)] = 20,
+    limit: Annotated[int, typer.Option("--limit", help="Source problems to use (0: all).")] = 0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    exclude: Annotated[str | None, typer.Option("--exclude", metavar="FILE", help="LiveCodeBench file whose problems are left out.")] = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Corrupt the reference solutions of a pool into a Minimal Code Edit data set."""
+    from onpol_cli.stages.data import PrepareRequest, prepare_data
+
+    prepare_data(PrepareRequest(name, source, out, data_file, families, max_corruptions, limit, seed, exclude, resume, as_json))
+
+
+@data.command("verify")
+def data_verify(file: Annotated[Path, typer.Argument(metavar="FILE")], as_json: Json = False) -> None:
+    """Run originals and corrupted programs; report what passes here and list the usable problems."""
+    from onpol_cli.stages.data import verify_data
+
+    verify_data(file, as_json=as_json)
+
+
+@runs.command("list")
+def runs_list(runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False) -> None:
+    """List run directories, oldest first."""
+    from onpol_cli.stages.runs import list_all
+
+    list_all(runs_dir, as_json=as_json)
+
+
+@runs.command("show")
+def runs_show(run: RunName, runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False) -> None:
+    """Show a run: provenance, last metrics, budget."""
+    from onpol_cli.stages.runs import show_run
+
+    show_run(run, runs_dir, as_json=as_json)
+
+
+@runs.command("watch")
+def runs_watch(
+    run: RunName,
+    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the present state and leave.")] = False,
+) -> None:
+    """Follow a run from another terminal."""
+    from onpol_cli.stages.runs import watch_run
+
+    watch_run(run, runs_dir, once=once)
+
+
+@runs.command("prune")
+def runs_prune(
+    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None,
+    states: Annotated[bool, typer.Option("--states", help="Only the resumable states of finished runs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
+) -> None:
+    """Delete failed and interrupted runs, or the states of finished ones."""
+    from onpol_cli.stages.runs import prune_runs
+
+    prune_runs(runs_dir, states_only=states, really=yes)
+
+
+@bench.command("estimators", epilog="Example: onpol bench estimators tutor=latest:sft")
+def bench_estimators(overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Compare distillation signals on one frozen batch: gradient cosine, variance, memory, time."""
+    from onpol_cli.stages.estimators import run_estimators
+
+    run_estimators(overrides or [], dry_run=dry_run, as_json=as_json)
+
+
+def main() -> None:
+    """Entry point of the `onpol` command."""
+    from onpol_cli.process import run
+
+    sys.exit(run(app, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The process boundary: every error becomes one line and an exit status.
+
+`--debug` anywhere on the command line (or ONPOL_DEBUG=1) shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from onpol_cli.core.console import fail, setup_logging
+from onpol_cli.core.errors import OnpolError, RunFailed
+
+OUT_OF_MEMORY = (
+    "Out of memory. Lower learner.micro_tokens, rollout.max_batch or rollout.gpu_memory, or set "
+    "learner.gradient_checkpointing=true; 'onpol doctor --plan' estimates what is needed. The run can be resumed."
+)
+
+
+def run(app: Any, words: Sequence[str]) -> int:
+    """Run a Typer application on `words`; returns the exit status."""
+    debug = "--debug" in words or bool(os.environ.get("ONPOL_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    setup_logging()
+    try:
+        return _status(app(args=list(words), prog_name="onpol", standalone_mode=False))
+    except KeyboardInterrupt as error:
+        fail(str(error) or "Interrupted.")
+        return 130
+    except BaseException as error:  # noqa: BLE001 - the process boundary
+        return _explain(error, debug)
+
+
+def _status(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _explain(error: BaseException, debug: bool) -> int:
+    import click
+
+    if isinstance(error, SystemExit):
+        return _status(error.code)
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.exceptions.Abort):
+        return 130
+    if isinstance(error, click.ClickException) or hasattr(error, "exit_code"):
+        return _usage(error)
+    if debug:
+        raise error
+    if isinstance(error, OnpolError):
+        fail(str(error))
+        return 1 if isinstance(error, RunFailed) else 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        fail(OUT_OF_MEMORY)
+        return 1
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    fail(f"{type(error).__name__}: {_one_line(error)} (this is a bug of onpol; repeat with --debug for the traceback)")
+    return 1
+
+
+def _usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    where = f" See '{context.command_path} --help'." if context is not None else ""
+    fail(f"{error.format_message()}{where}")
+    return int(error.exit_code)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no message"
