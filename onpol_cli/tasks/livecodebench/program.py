@@ -1,0 +1,171 @@
+"""What surrounds an answer when LiveCodeBench runs it: the import preamble, and the function around a script.
+
+Owns the text that is run. The official evaluator puts the body of a stdin program into a function,
+whose variables are then fast locals; time limits were set with that. Here it is done where it cannot
+change the program's meaning; all others run as the plain scripts that they are, so that `global`,
+rebinding of a builtin and the like work as in a contest (the official evaluator fails those).
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+_STAR = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+    "builtins",
+    "typing",
+]
+_PLAIN = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+]
+
+PREAMBLE = (
+    "".join(f"from {name} import *\n" for name in _STAR)
+    + "".join(f"import {name}\n" for name in _PLAIN)
+    + "sys.setrecursionlimit(50000)\n"
+)
+"""The names that official solutions may use without importing them (same list and order, own text)."""
+
+PRELOAD = [*dict.fromkeys([*_STAR, *_PLAIN]), "decimal", "fractions", "numpy"]
+"""Modules that workers import once."""
+
+_SCOPE_READERS = frozenset({"globals", "locals", "vars", "dir", "exec", "eval", "__import__", "__main__"})
+_MAX_SOURCE = 200_000
+"""Characters; longer programs are run as they are rather than parsed here."""
+
+
+def as_function(source: str) -> str:
+    """`source` with its top-level statements inside one called function, where that is safe.
+
+    Returns `source` unchanged if it does not parse (running it then reports why), or if moving it
+    could change what it does. A `return` at the top level makes the move necessary: the official
+    evaluator accepts it.
+    """
+    if len(source) > _MAX_SOURCE:
+        return source
+    try:
+        tree = ast.parse(source)
+        if not tree.body or not _movable(tree):
+            return source
+        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        rest = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+        if not rest:
+            return source
+        function = ast.parse("def wrapped_function():\n    pass\nwrapped_function()")
+        assert isinstance(function.body[0], ast.FunctionDef)
+        function.body[0].body = rest
+        return "\n".join([*map(ast.unparse, imports), ast.unparse(function), ""])
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return source
+
+
+def _movable(tree: ast.Module) -> bool:
+    """Whether the top-level statements mean the same inside a function."""
+    top = _bound_at_top(tree)
+    return all(_harmless(node, top, tree) for node in ast.walk(tree)) and all(
+        _bound_before_use(tree, name) for name in top & _predefined()
+    )
+
+
+def _harmless(node: ast.AST, top: frozenset[str], tree: ast.Module) -> bool:
+    """Whether nothing in `node` itself depends on its scope being a module's."""
+    if isinstance(node, ast.Global):
+        return False
+    if isinstance(node, ast.Name):
+        return node.id not in _SCOPE_READERS
+    if isinstance(node, ast.ImportFrom):
+        return node.module != "__future__" and (node.names[0].name != "*" or node in tree.body)
+    if isinstance(node, ast.ClassDef):
+        # `x = x` in a class body reads the module's x, never an enclosing function's.
+        return not any(_binds(part) & top for part in _own_scope(node.body))
+    return True
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _own_scope(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """All nodes below `nodes` that belong to the same scope: bodies of functions and classes left out."""
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        yield node
+        if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
+            stack.extend(ast.iter_child_nodes(node))
+
+
+def _binds(node: ast.AST) -> set[str]:
+    """The name that `node` itself binds or deletes in its scope, if any."""
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        return {node.id}
+    return {node.name} if isinstance(node, _DEFINITIONS) else set()
+
+
+def _bound_at_top(tree: ast.Module) -> frozenset[str]:
+    """Names that the module's own statements bind, imports of the first level left out (they stay outside)."""
+    return frozenset(name for node in _own_scope(tree.body) for name in _binds(node))
+
+
+def _bound_before_use(tree: ast.Module, name: str) -> bool:
+    """Whether a first-level assignment or definition binds `name` on a line before every line that reads it.
+
+    In a script an earlier read finds the builtin or preamble name; in a function it is an error.
+    """
+    bound_by = [node for node in tree.body if isinstance(node, (ast.Assign, *_DEFINITIONS))]
+    ends = [
+        node.lineno if isinstance(node, _DEFINITIONS) else node.end_lineno or node.lineno
+        for node in bound_by
+        if any(name in _binds(part) for part in _own_scope([node]))
+    ]
+    reads = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+    ]
+    return bool(ends) and all(min(ends) < line for line in reads)
+
+
+@cache
+def _predefined() -> frozenset[str]:
+    """Names that exist before a program starts: the preamble's, builtins among them."""
+    namespace: dict[str, object] = {}
+    # The preamble raises this process's own recursion limit; put it back.
+    limit = sys.getrecursionlimit()
+    try:
+        exec(PREAMBLE, namespace)
+    finally:
+        sys.setrecursionlimit(limit)
+    return frozenset(namespace)
