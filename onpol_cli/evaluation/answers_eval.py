@@ -9,14 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from onpol_cli.core.types import Problem
 from onpol_cli.evaluation.grading import Progress, Write, grade_answers
-from onpol_cli.evaluation.records import read_done
+from onpol_cli.evaluation.records import Row, read_done
 from onpol_cli.evaluation.summary import summarise
 from onpol_cli.tasks.answers import Answer, match_answers, read_answers
 from onpol_cli.tasks.protocol import Task
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """A task that also writes its grades in another project's format."""
+
+    def export(self, folder: Path, rows: Sequence[Row]) -> None:
+        """Write `rows` into `folder`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,5 +89,7 @@ def evaluate_answers(
         if on_bench:
             on_bench(name)
         rows = grade_answers(task, plan.answers[name], write, done=done, on_progress=on_progress)
+        if isinstance(task, Exporting):
+            task.export(samples_file.parent, rows)
         summaries[name] = summarise(plan.problems[name], rows, (usable or {}).get(name))
     return summaries

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,14 @@ class LcbTests:
         private: the encoded private tests: JSON text, base64 text, or a list; None if `place` is set.
         place: (file, byte offset of the record's line) of a plain .jsonl.
         function: name of the method to call, None for problems that read stdin.
+        size: characters of the decoded tests.
     """
 
     public: Any
     private: Any
     place: tuple[Path, int] | None
     function: str | None
+    size: int = 0
 
     def cases(self) -> list[Case]:
         """Public then private tests, in the official order.
@@ -196,7 +198,7 @@ def _lazy_tests(path: Path, where: str, record: Mapping[str, Any], offset: int |
         raise OnpolError(f"{where}: no tests in public_test_cases and private_test_cases. Remove the record.")
     if tests.function is not None:
         _check_functional(where, cases)
-    return tests
+    return replace(tests, size=sum(len(given) + len(expected) for given, expected in cases))
 
 
 def _function(where: str, metadata: Any) -> str | None:

@@ -9,7 +9,6 @@ rebinding of a builtin and the like work as in a contest (the official evaluator
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -55,7 +54,7 @@ _PLAIN = [
 PREAMBLE = (
     "".join(f"from {name} import *\n" for name in _STAR)
     + "".join(f"import {name}\n" for name in _PLAIN)
-    + "sys.setrecursionlimit(50000)\n"
+    + "sys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
 )
 """The names that official solutions may use without importing them (same list and order, own text)."""
 
@@ -162,10 +161,6 @@ def _bound_before_use(tree: ast.Module, name: str) -> bool:
 def _predefined() -> frozenset[str]:
     """Names that exist before a program starts: the preamble's, builtins among them."""
     namespace: dict[str, object] = {}
-    # The preamble raises this process's own recursion limit; put it back.
-    limit = sys.getrecursionlimit()
-    try:
-        exec(PREAMBLE, namespace)
-    finally:
-        sys.setrecursionlimit(limit)
+    # Only the imports: the last two lines would raise this process's own limits.
+    exec("".join(line for line in PREAMBLE.splitlines(True) if "import" in line), namespace)
     return frozenset(namespace)

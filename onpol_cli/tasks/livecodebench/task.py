@@ -1,0 +1,113 @@
+"""LiveCodeBench as a bench: contest problems by stdin or by method call, for measuring forgetting.
+
+Owns the prompt and the jobs. Rules of grading, as in the official evaluator: tests in order, the first
+failure ends; 6 s of CPU a test; stdout compared line by line after stripping, else as decimals; results
+of calls compared as JSON values, an outer tuple as a list. Source: `lcb_runner/evaluation` of
+LiveCodeBench/LiveCodeBench, commit 28fef95. Departures: stdin is a real one (reading after `readline()`
+gives the rest, not everything again), and the limit counts CPU rather than wall seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.types import Completion, Grade, Message, Problem
+from onpol_cli.sandbox.jobs import CallJob, Job, StdinJob
+from onpol_cli.tasks.livecodebench.data import arguments
+from onpol_cli.tasks.livecodebench.official import FILE_NAME, write_eval_all
+from onpol_cli.tasks.livecodebench.program import PREAMBLE, as_function
+from onpol_cli.tasks.programs import OnGrade, Runner, grade_programs
+
+TEST_S = 6.0
+"""CPU seconds a test."""
+MEMORY_MB = 4096
+"""The official evaluator sets no limit; its comment speaks of 4 GB."""
+_SYSTEM = "You are an experienced competitive programmer. You answer with one correct, efficient Python program."
+
+
+class LiveCodeBench:
+    """The problems that the user selected, with their tests."""
+
+    def __init__(self, problems: Sequence[Problem], sandbox: Runner, left_out: frozenset[str] = frozenset()) -> None:
+        """
+        Args:
+            problems: what is graded.
+            sandbox: where programs run.
+            left_out: ids of known problems that filters removed; answers to them are skipped.
+        """
+        self.name = "livecodebench"
+        self.left_out = left_out
+        self._problems = list(problems)
+        self._sandbox = sandbox
+
+    def problems(self, split: str) -> list[Problem]:
+        """The selected problems; there is only a test split.
+
+        Raises:
+            OnpolError: another split.
+        """
+        if split != "test":
+            raise OnpolError(f"livecodebench has no split {split!r}: it is for evaluation only.")
+        return list(self._problems)
+
+    def messages(self, problem: Problem) -> list[Message]:
+        """Statement, then how the answer must look."""
+        starter = problem.meta["starter_code"]
+        if starter:
+            form = f"Complete this code. Keep the class and method names.\n\n```python\n{starter}\n```"
+        else:
+            form = "Write a program that reads the input from stdin and prints the answer to stdout, nothing else."
+        text = (
+            f"{problem.statement.strip()}\n\n{form}\n\nEnd your answer with the whole program in one ```python block."
+        )
+        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
+
+    def reference(self, problem: Problem) -> str:
+        """There are no reference solutions.
+
+        Raises:
+            OnpolError: always.
+        """
+        raise OnpolError("livecodebench has no reference solutions: it cannot be trained on.")
+
+    def grade(self, items: Sequence[tuple[Problem, Completion]]) -> list[Grade]:
+        """Verdicts in the order of `items`."""
+        return self.grade_each(items)
+
+    def grade_each(self, items: Sequence[tuple[Problem, Completion]], on_grade: OnGrade | None = None) -> list[Grade]:
+        """As `grade`, reporting each grade when it is known."""
+        return grade_programs(self._sandbox, items, make_job, on_grade=on_grade)
+
+    def export(self, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the graded lines beside samples.jsonl in the official format."""
+        write_eval_all(folder / FILE_NAME, self._problems, rows)
+
+
+def make_job(problem: Problem, code: str) -> Job:
+    """The job that tests `code`: calls of a method, or runs with stdin."""
+    cases = problem.tests.cases()
+    if problem.entry_point is None:
+        return StdinJob(
+            source=as_function(code),
+            inputs=tuple(given for given, _ in cases),
+            expected=tuple(expected for _, expected in cases),
+            compare="lcb",
+            preamble=PREAMBLE,
+            per_test_s=TEST_S,
+            memory_mb=MEMORY_MB,
+        )
+    return CallJob(
+        source=code,
+        entry_point=problem.entry_point,
+        in_class="Solution" if "class Solution" in code else None,
+        calls=tuple(arguments(given) for given, _ in cases),
+        expected=tuple(json.loads(expected) for _, expected in cases),
+        compare="lcb",
+        preamble=PREAMBLE,
+        per_test_s=TEST_S,
+        memory_mb=MEMORY_MB,
+    )
