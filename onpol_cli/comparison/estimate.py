@@ -1,11 +1,12 @@
 """Estimates with intervals: one score, and the paired difference of two, over problems and seeds.
 
-A claim about a checkpoint resamples problems. A claim about a method (several seeds) resamples seeds
-and problems: the two-level bootstrap gives the interval its asymmetry; its width is stretched to
-Student's `2 t_df sqrt(V)`, because with S seeds the bootstrap's seed variance is only (S-1)/S of the
-unbiased one and a few seeds have no tails to resample (measured: 3 seeds would cover 90%, not 95%).
-The variance is that of two crossed random factors, `V = V_seed + V_problem - V_interaction` (Cameron,
-Gelbach and Miller 2011, doi:10.1198/jbes.2010.07136), its degrees of freedom Satterthwaite's. Owns estimates and intervals; p-values live in `significance`.
+A claim about a checkpoint resamples problems: percentile bootstrap. A claim about a method (several
+seeds) resamples seeds and problems: the two-level bootstrap gives the variance, to which the seed
+variance that S resampled seeds miss, `V_seed / S`, is added, and from which the noise that seeds and
+problems share is taken off once (`V_interaction`; Cameron, Gelbach and Miller 2011,
+doi:10.1198/jbes.2010.07136). The interval is Student's with Satterthwaite's degrees of freedom, not the
+percentiles: three seeds have no tails to resample (simulated: percentiles cover 88 to 90%, not 95%).
+Owns estimates and intervals; p-values live in `significance`.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _influence(num: Array, den: Array) -> Array:
 def _estimate(
     num_l: Array, den_l: Array, num_r: Array | None, den_r: Array | None, *, paired: bool, n: int, level: float
 ) -> Estimate:
-    """Two-level bootstrap with its stretched percentiles (see the module)."""
+    """Value, interval and variance parts (see the module)."""
     left = ratios(num_l, den_l)
     right = ratios(num_r, den_r) if num_r is not None and den_r is not None else None
     value = float(left.mean() - (right.mean() if right is not None else 0.0))
@@ -161,19 +162,17 @@ def _estimate(
     if num_r is not None and den_r is not None and right is not None:
         draws = draws - _draws(num_r, den_r, "left" if paired else "right")
         influence = influence - _influence(num_r, den_r).mean(axis=0)
-    size = influence.size
+    size, seeds = influence.size, max(len(left), len(right) if right is not None else 1)
     problem = float((influence**2).sum()) * size / max(size - 1, 1)
     seed, df_parts = _seed_variance(left, right, paired)
     mixed = _interaction(num_l, den_l, num_r, den_r, paired) if df_parts else 0.0
-    total = max(problem + seed - mixed, problem, seed)
-    df = (seed + problem) ** 2 / sum(v * v / d for v, d in [*df_parts, (problem, size - 1)] if v > 0) if seed else inf
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2]) if not np.isnan(value) else (np.nan, np.nan)
-    how = "bootstrap over problems"
+    total, df, how = problem, inf, "bootstrap over problems"
     if df_parts:
-        stretch = 2 * quantile(df, 0.5 + level / 2) * sqrt(total) / (high - low) if high > low else 1.0
-        low, high = value + (low - value) * stretch, value + (high - value) * stretch
-        how = "bootstrap over seeds and problems"
-    seeds = max(len(left), len(right) if right is not None else 1)
+        total = max(float(np.nanvar(draws)) + seed / seeds - mixed, problem, seed)
+        df = _satterthwaite([*df_parts, (problem, size - 1.0)])
+        half = quantile(df, 0.5 + level / 2) * sqrt(total)
+        low, high, how = value - half, value + half, "two-level bootstrap over seeds and problems"
     outside = max(total - problem, 0.0)
     return Estimate(value, float(low), float(high), sqrt(total), df, n, seeds, total - outside, outside, (), how)
 
@@ -212,6 +211,12 @@ def _interaction(num_l: Array, den_l: Array, num_r: Array | None, den_r: Array |
             # Each entry is already divided by the number of problems; see `_influence`.
             total += float((rest**2).sum()) * size / max(size - 1, 1) / (seeds - 1) / seeds
     return total
+
+
+def _satterthwaite(parts: list[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of variances, each with its own; inf if all are 0."""
+    below = sum(variance**2 / df for variance, df in parts if variance > 0)
+    return float(sum(variance for variance, _ in parts)) ** 2 / below if below > 0 else inf
 
 
 def _replace(

@@ -119,8 +119,8 @@ def _levenshtein(post: str, left: Row, right: Row, a: int, b: int) -> dict[str, 
     p = bounded_mean_gap(left.lev, a, right.lev, b)
     return {
         "post": post, "column": "Norm. Lev.", "left": left.model, "right": right.model, "left_value": left.lev,
-        "right_value": right.lev, "difference": left.lev - right.lev, "left_count": None, "right_count": None, "n": None,
-        "p_most_favourable_overlap": None, "p_independent": p,
+        "right_value": right.lev, "difference": left.lev - right.lev, "left_count": None, "right_count": None,
+        "n": None, "p_most_favourable_overlap": None, "p_independent": p,
         "verdict": "resolved" if p < 0.05 else "spread not published",
         "n_needed_most_favourable": None, "n_needed_independent": None,
     }  # fmt: skip
@@ -160,19 +160,32 @@ _TITLES = {"students": "Tutors and students (later post)", "methods": "Methods a
 def _markdown(scores: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> str:
     parts = [_INTRODUCTION]
     for post, title in _TITLES.items():
-        parts.append(f"\n## {title}\n\n### Scores with 95% intervals (Wilson)\n\n| model | column | score | 95% interval |\n|---|---|---|---|")
-        parts += [
-            f"| {s['model']} | {s['column']} | {s['value']:.3f} ({s['count']}/{s['n']}) | {s['low']:.3f} to {s['high']:.3f} |"
-            for s in scores if s["post"] == post
-        ]  # fmt: skip
-        parts.append("\n### Differences\n\n| column | left | right | difference | p, most favourable overlap | p, independence | verdict | n needed (favourable / independent) |\n|---|---|---|---|---|---|---|---|")
+        parts += [f"\n## {title}\n\n### Scores with 95% intervals (Wilson)\n", _SCORE_HEAD]
+        parts += [_score_line(one) for one in scores if one["post"] == post]
+        parts += ["\n### Differences\n", _GAP_HEAD]
         parts += [_line(gap) for gap in sorted(gaps, key=lambda g: str(g["column"])) if gap["post"] == post]
-    parts.append("\n## LoRA ranks (earlier post)\n\nPrinted LiveCodeBench change, and the whole problems of 175 that round or cut to it:\n")
+    parts.append(_LORA_HEAD)
     for rank, change in LORA_LCB_CHANGE.items():
         counts = counts_behind(change, LCB_N)
         told = f"{counts[0]:+d} problems" if counts else "no whole number of problems: not the change of one run on 175"
         parts.append(f"- rank {rank}: {change:+.3f} = {told}")
     return "\n".join(parts) + "\n"
+
+
+_SCORE_HEAD = "| model | column | score | 95% interval |\n|---|---|---|---|"
+_GAP_HEAD = (
+    "| column | left | right | difference | p, most favourable overlap | p, independence | verdict "
+    "| n needed (favourable / independent) |\n|---|---|---|---|---|---|---|---|"
+)
+_LORA_HEAD = (
+    "\n## LoRA ranks (earlier post)\n\n"
+    "Printed LiveCodeBench change, and the whole problems of 175 that round or cut to it:\n"
+)
+
+
+def _score_line(one: dict[str, Any]) -> str:
+    score = f"{one['value']:.3f} ({one['count']}/{one['n']})"
+    return f"| {one['model']} | {one['column']} | {score} | {one['low']:.3f} to {one['high']:.3f} |"
 
 
 def _line(gap: dict[str, Any]) -> str:

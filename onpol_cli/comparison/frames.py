@@ -1,0 +1,273 @@
+"""Rows of numbers as tables of text: rounding, columns, order.
+
+Owns what a reader sees in the terminal, Markdown, LaTeX and the report; `render` owns the formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onpol_cli.comparison.forgetting import Forgetting
+from onpol_cli.comparison.ledger import PHASES
+from onpol_cli.comparison.scores import Scores
+from onpol_cli.comparison.tables import Rows
+
+SHOWN_NAMES = 6
+"""Lost or won problems named in a cell; all of them are in the JSON."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A table of text.
+
+    Attributes:
+        name: file-safe word, the table's LaTeX label.
+        notes: lines printed under it.
+        brief: shown in the terminal, too.
+        minor: numbers of rows that only detail the one above (single seeds).
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    notes: tuple[str, ...] = ()
+    brief: bool = False
+    minor: frozenset[int] = field(default_factory=frozenset)
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Fixed digits; an en dash where there is no number."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def ranged(row: dict[str, Any], *, sign: bool = False, key: str = "value") -> str:
+    """`0.775 [0.732, 0.813]`, rounded together."""
+    if row.get(key) is None or row[key] != row[key]:
+        return "–"
+    if row.get("low") is None:
+        return number(row[key], sign=sign)
+    low, high = number(row["low"], sign=sign), number(row["high"], sign=sign)
+    return f"{number(row[key], sign=sign)} [{low}, {high}]"
+
+
+def p_value(p: float | None) -> str:
+    """Three digits, `< 0.001` below."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def amount(value: float | None) -> str:
+    """Counts with k, M, G."""
+    if value is None or value != value:
+        return "–"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def paper_frames(scores: Scores, rows: Rows) -> list[Frame]:
+    """The paper's table once per edit bench and temperature: its metrics, then what was forgotten.
+
+    Without edit benches, one table per temperature with a column per bench.
+    """
+    index = {(r["bench"], r["temperature"], r["metric"], r["model"]): r for r in rows}
+    shown = scores.edit_benches or [""]
+    frames = []
+    for heat in scores.temperatures:
+        for bench in shown:
+            own = [(bench, m.name, m.title) for m in scores.metrics(bench)] if bench else []
+            columns = own + [(other, "pass@1", other) for other in scores.other_benches]
+            cells = [(b, heat, m) for b, m, _ in columns]
+            frames.append(_paper_frame(scores, index, bench, heat, [c[2] for c in columns], cells))
+    return frames
+
+
+def _paper_frame(
+    scores: Scores, index: dict[Any, dict[str, Any]], bench: str, heat: float, titles: list[str], cells: list[Any]
+) -> Frame:
+    body: list[list[str]] = []
+    minor = set()
+    for label in scores.labels:
+        found = [index.get((*cell, label)) for cell in cells]
+        body.append([label, *(f"{ranged(row)} n={row['n']}" if row else "–" for row in found)])
+        seeds = sorted({seed for row in found if row for seed in row["seeds"]})
+        for seed in seeds if len(seeds) > 1 else []:
+            minor.add(len(body))
+            body.append([f"  seed {seed}", *(number(row["seeds"].get(seed)) if row else "–" for row in found)])
+    headline = ", headline" if heat == scores.headline else ""
+    name = f"scores-{bench or 'all'}-t{heat:g}"
+    title = f"{bench or 'Scores'} at temperature {heat:g}{headline}"
+    notes = (
+        "Mean with 95% interval; n: problems that count (averages of distance and complexity: passing answers only).",
+    )
+    return Frame(name, title, ("model", *titles), body, notes, heat == scores.headline, frozenset(minor))
+
+
+def difference_frame(scores: Scores, rows: Rows, *, brief: bool) -> Frame:
+    """Paired differences; `brief` keeps those against the base and between a student and its tutor."""
+    tutors = {(run.label, run.tutor_label) for run in scores.runs if run.tutor_label}
+    wanted = [r for r in rows if not brief or r["right"] == scores.base or _related(r, tutors)]
+    several = any(len(r["seeds"]) > 1 for r in wanted)
+    columns = ["bench", "metric", "left − right", "difference", "p", "p (Holm)", "won/lost", "n", "to resolve"]
+    if several:
+        columns.insert(6, "paired t over seeds")
+    body = []
+    for r in wanted:
+        line = [
+            r["bench"], r["title"], f"{r['left']} − {r['right']}", ranged(r, sign=True), p_value(r["p"]),
+            p_value(r["p_holm"]) + ("*" if r["resolved"] else ""), f"{r['won']}/{r['lost']}", str(r["n"]),
+            "" if r["resolved"] else to_resolve(r["needed_problems"], r["needed_seeds"]),
+        ]  # fmt: skip
+        if several:
+            line.insert(6, _seeds_cell(r))
+        body.append(line)
+    tests = sorted({r["test"] for r in wanted})
+    notes = (
+        f"Paired per problem; 95% intervals; tests: {', '.join(tests)}. Holm per bench over all pairs and metrics; "
+        "* resolved at 5% after it. To resolve: problems (or seeds) for 80% power at this gap.",
+    )
+    name = "differences" if not brief else "differences-brief"
+    return Frame(name, "Paired differences", tuple(columns), body, notes, brief)
+
+
+def _seeds_cell(row: dict[str, Any]) -> str:
+    if row["p_seeds"] is None:
+        return "–"
+    low, high = number(row["low_seeds"], sign=True), number(row["high_seeds"], sign=True)
+    return f"p {p_value(row['p_seeds'])} [{low}, {high}]"
+
+
+def _related(row: dict[str, Any], tutors: set[tuple[str, str]]) -> bool:
+    return (row["left"], row["right"]) in tutors or (row["right"], row["left"]) in tutors
+
+
+def to_resolve(problems: int | None, seeds: int | None, unit: str = "problems") -> str:
+    """`1,234 problems or 9 seeds`; a dash where neither would do."""
+    parts = [f"{problems:,} {unit}"] if problems else []
+    parts += [f"{seeds:,} seeds"] if seeds else []
+    return " or ".join(parts) or "–"
+
+
+def claim_frame(rows: Rows) -> Frame:
+    """Claims and statements with their verdicts."""
+    body = []
+    for r in rows:
+        unit = "checkpoints" if r["kind"] == "association" else "problems"
+        wanted = to_resolve(r["needed_problems"], r["needed_seeds"], unit) if r["verdict"] == "unresolved" else ""
+        effect = ranged(r, sign=True, key="effect")
+        note = r["note"] + (f"; to resolve: {wanted}" if wanted not in ("", "–") else "")
+        body.append(
+            [r["claim"], r["statement"], r["verdict"], effect, p_value(r["p"]), p_value(r["p_holm"]),
+             str(r["n"] or "–"), str(r["seeds"] or "–"), note.removeprefix("; ")]
+        )  # fmt: skip
+    columns = ("claim", "statement", "verdict", "effect", "p", "p (Holm)", "n", "seeds", "note")
+    notes = ("Verdicts by 95% interval (equivalence: two one-sided tests at 5%); not corrected, Holm stands beside.",)
+    return Frame("claims", "Claims", columns, body, notes, True)
+
+
+def forgetting_frame(found: Sequence[Forgetting]) -> Frame:
+    """Change against the base with the problems behind it."""
+    body = []
+    for item in found:
+        e = item.change.estimate
+        body.append(
+            [item.label, item.bench, ranged({"value": e.value, "low": e.low, "high": e.high}, sign=True),
+             p_value(item.change.p), str(e.n), _names(item.lost), _names(item.won)]
+        )  # fmt: skip
+    columns = ("model", "bench", "change of Pass@1", "p", "n", "lost", "won")
+    return Frame("forgetting", "Forgetting: change against the base", columns, body)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    listed = ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"{len(names)}: {listed}" if names else "0"
+
+
+def divergence_frame(rows: Rows) -> Frame:
+    """KL both ways per checkpoint."""
+    body = [
+        [r["model"], str(r["seed"]), r["prompts"], number(r["kl_base_model"], 4), number(r["kl_model_base"], 4),
+         amount(r["tokens"])]
+        for r in rows
+    ]  # fmt: skip
+    columns = ("model", "seed", "prompts of", "KL(base‖model)", "KL(model‖base)", "tokens")
+    return Frame("divergence", "Distance from the base, nats per token", columns, body)
+
+
+def update_frame(rows: Rows) -> Frame:
+    """Where each update fell, as far as it was measured."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("model", "seed")))
+    body = [
+        [str(r["model"]), str(r["seed"]), *(_any(r.get(name)) for name in names)]
+        for r in rows
+    ]  # fmt: skip
+    titles = (UPDATE_TITLES.get(name, name) for name in names)
+    return Frame("update", "Where the update falls", ("model", "seed", *titles), body)
+
+
+UPDATE_TITLES = {
+    "share_changed": "share of parameters changed",
+    "gini": "Gini of the change over tokens",
+    "low_prob_share": "trained tokens under 1% in base",
+}
+
+
+def _any(value: Any) -> str:
+    return value if isinstance(value, str) else "–" if value is None else f"{value:.4g}"
+
+
+def cost_frame(rows: Rows) -> Frame:
+    """The ledger per label (means over seeds)."""
+    body = [
+        [r["model"], str(r["runs"]), amount(r["steps"]), amount(r["tokens_generated"]), amount(r["tokens_scored"]),
+         amount(r["tokens_trained"]), *(amount(r[f"seconds_{phase}"]) for phase in PHASES),
+         amount(r["seconds_wall"]), amount(r["peak_mb"]), amount(r["gpu_seconds"]), _reach(r)]
+        for r in rows
+    ]  # fmt: skip
+    columns = (
+        "model", "runs", "steps", "generated", "scored", "trained", "generate s", "grade s", "score s", "train s",
+        "sync s", "wall s", "peak MB", "GPU s", "reached tutor",
+    )  # fmt: skip
+    notes = ("Means over seeds. generated: student tokens; scored: teacher tokens; trained: tokens with a gradient.",)
+    return Frame("costs", "What it cost", columns, body, notes, True)
+
+
+def _reach(row: dict[str, Any]) -> str:
+    if row["reached_tutor"] is None:
+        return "–"
+    if row["to_tutor_step"] is None:
+        return f"{row['reached_tutor']} runs"
+    return (
+        f"{row['reached_tutor']} runs: step {amount(row['to_tutor_step'])}, {amount(row['to_tutor_seconds'])} s, "
+        f"{amount(row['to_tutor_generated'])} tokens"
+    )
+
+
+def outcome_frame(rows: Rows) -> Frame:
+    """Answers by outcome."""
+    kinds = ("passed", "failed", "timeout", "no_answer", "truncated", "error")
+    body = [
+        [r["model"], r["bench"], f"{r['temperature']:g}", str(r["answers"]), *(str(r[kind]) for kind in kinds)]
+        for r in rows
+    ]  # fmt: skip
+    columns = ("model", "bench", "T", "answers", *(kind.replace("_", " ") for kind in kinds))
+    return Frame("outcomes", "How answers ended", columns, body)
+
+
+def family_frame(rows: Rows) -> Frame:
+    """Pass rate by corruption family, a column per label."""
+    labels = list(dict.fromkeys(r["model"] for r in rows))
+    keys = list(dict.fromkeys((r["bench"], r["family"]) for r in rows))
+    index = {(r["bench"], r["family"], r["model"]): r for r in rows}
+    body = []
+    for bench, family in keys:
+        cells = [index.get((bench, family, label)) for label in labels]
+        n = next(str(c["n"]) for c in cells if c)
+        body.append([bench, family, n, *(ranged(c) if c else "–" for c in cells)])
+    return Frame("families", "Pass@1 by corruption family", ("bench", "family", "answers", *labels), body)
