@@ -293,6 +293,8 @@ class LearnerConfig:
     """Tokens per chunk of vocabulary projection."""
     autocast: Dtype = Dtype.float32
     """bfloat16 runs the layers in bf16; losses are always float32."""
+    native: bool = True
+    """On the CPU, run plain Qwen3 models through the hand-written decoder (same numbers, several times faster)."""
     compile: bool = False
     gradient_checkpointing: bool = False
     liger: bool = False
@@ -375,6 +377,8 @@ class EvalConfig:
     max_new_tokens: int = 192
     kl: bool = True
     """Also measure KL(base || model) and KL(model || base) on held-out prompts."""
+    kl_problems: int = 200
+    """Validation prompts of each bench on which the KL is measured."""
     data: dict[str, str] = field(default_factory=dict)
     """Data file by bench name."""
     prompt: str = "generic"
