@@ -1,7 +1,8 @@
 """What every bench of programs shares: from completions through the sandbox to grades, one by one.
 
-Owns the streaming of jobs, the outcome of a verdict, and the grade of a generated program. The job of a
-problem is each bench's own; grades of edits are `minimal_edit.grading`.
+Owns the streaming of jobs, the outcome of a verdict, the grade of a generated program, and the task object
+of benches that are no more than problems, prompt and job. Job and prompt are each bench's own; grades of
+edits are `minimal_edit.grading`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from onpol_cli.core.types import Completion, Grade, Outcome, Problem
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.types import Completion, Grade, Message, Outcome, Problem
 from onpol_cli.sandbox.jobs import Job, Status, Verdict
 from onpol_cli.tasks.extraction import extract_code
 
 Item = tuple[Problem, Completion]
 OnGrade = Callable[[int, Grade], None]
 MakeJob = Callable[[Problem, str], Job]
-MakeGrade = Callable[[Problem, Completion, Verdict | None], Grade]
-"""Grade of a completion; the verdict is None when it holds no code."""
+FindCode = Callable[[Problem, Completion], str | None]
+MakeGrade = Callable[[Problem, Completion, str | None, Verdict | None], Grade]
+"""Grade of a completion and its code; code and verdict are None when it holds none."""
 
 BATCH = 1024
 """Most items whose jobs exist at once: a long queue keeps every worker busy."""
@@ -33,7 +36,7 @@ class Runner(Protocol):
         ...
 
 
-def code_of(completion: Completion) -> str | None:
+def code_of(problem: Problem, completion: Completion) -> str | None:
     """The program in `completion`, None if there is none."""
     code = completion.text if completion.is_code else extract_code(completion.text)
     return code if code is not None and code.strip() else None
@@ -48,13 +51,13 @@ def outcome_of(completion: Completion, verdict: Verdict | None) -> Outcome:
     return Outcome.NO_ANSWER if verdict is None else Outcome(verdict.status.value)
 
 
-def generated_grade(problem: Problem, completion: Completion, verdict: Verdict | None) -> Grade:
+def generated_grade(problem: Problem, completion: Completion, code: str | None, verdict: Verdict | None) -> Grade:
     """Grade of a generated program: reward 1 if it passes all tests, else 0."""
     outcome = outcome_of(completion, verdict)
     return Grade(
         outcome=outcome,
         reward=1.0 if outcome is Outcome.PASSED else 0.0,
-        code=code_of(completion),
+        code=code,
         detail=verdict.detail if verdict is not None else "no code in the answer",
         wall_timeout=verdict is not None and verdict.wall_timeout,
     )
@@ -66,6 +69,7 @@ def grade_programs(
     make_job: MakeJob,
     make_grade: MakeGrade = generated_grade,
     on_grade: OnGrade | None = None,
+    find_code: FindCode = code_of,
 ) -> list[Grade]:
     """Run all items that hold code and grade everything.
 
@@ -75,37 +79,39 @@ def grade_programs(
         make_job: the job that tests a program against a problem.
         make_grade: turns a verdict into a grade.
         on_grade: told (index, grade) as each is known, in any order.
+        find_code: the program in a completion.
 
     Returns:
         Grades in the order of `items`.
     """
     grades: list[Grade | None] = [None] * len(items)
 
-    def settle(index: int, verdict: Verdict | None) -> None:
-        grade = make_grade(*items[index], verdict)
+    def settle(index: int, code: str | None, verdict: Verdict | None) -> None:
+        grade = make_grade(*items[index], code, verdict)
         grades[index] = grade
         if on_grade:
             on_grade(index, grade)
 
     for batch in _batches(items):
-        jobs: list[Job] = []
-        places: list[int] = []
-        for index in batch:
-            code = code_of(items[index][1])
-            if code is None:
-                settle(index, None)
-            else:
-                jobs.append(make_job(items[index][0], code))
-                places.append(index)
-        if jobs:
-            _run(sandbox, jobs, places, settle)
+        codes = {index: find_code(*items[index]) for index in batch}
+        todo = [(index, code) for index, code in codes.items() if code is not None]
+        for index in codes.keys() - dict(todo).keys():
+            settle(index, None, None)
+        if todo:
+            jobs = [make_job(items[index][0], code) for index, code in todo]
+            _run(sandbox, jobs, todo, settle)
     assert all(grade is not None for grade in grades), "the sandbox answers every job"
     return [grade for grade in grades if grade is not None]
 
 
-def _run(sandbox: Runner, jobs: Sequence[Job], places: Sequence[int], settle: Callable[[int, Verdict], None]) -> None:
-    """Run jobs that stand for the items at `places`."""
-    sandbox.run(jobs, on_verdict=lambda position, verdict: settle(places[position], verdict))
+def _run(
+    sandbox: Runner,
+    jobs: Sequence[Job],
+    todo: Sequence[tuple[int, str]],
+    settle: Callable[[int, str | None, Verdict | None], None],
+) -> None:
+    """Run the jobs of the (index, code) in `todo`."""
+    sandbox.run(jobs, on_verdict=lambda place, verdict: settle(*todo[place], verdict))
 
 
 def _batches(items: Sequence[Item]) -> Iterator[range]:
@@ -118,3 +124,68 @@ def _batches(items: Sequence[Item]) -> Iterator[range]:
             start, size = index, 0
         size += weight
     yield range(start, len(items))
+
+
+class ProgramTask:
+    """A bench with test problems only. Implements `protocol.Task`."""
+
+    def __init__(
+        self,
+        name: str,
+        problems: Sequence[Problem],
+        sandbox: Runner,
+        *,
+        make_job: MakeJob,
+        messages: Callable[[Problem], list[Message]],
+        make_grade: MakeGrade = generated_grade,
+        find_code: FindCode = code_of,
+    ) -> None:
+        """
+        Args:
+            name: of the bench.
+            problems: what is graded.
+            sandbox: where programs run.
+            make_job: the job that tests a program.
+            messages: the prompt.
+            make_grade: turns a verdict into a grade.
+            find_code: the program in a completion.
+        """
+        self.name = name
+        self._problems = list(problems)
+        self._sandbox = sandbox
+        self._make_job = make_job
+        self._messages = messages
+        self._make_grade = make_grade
+        self._find_code = find_code
+
+    def problems(self, split: str) -> list[Problem]:
+        """The problems.
+
+        Raises:
+            OnpolError: another split than "test".
+        """
+        if split != "test":
+            raise OnpolError(f"{self.name} has no split {split!r}: it is a bench, for evaluation only (split test).")
+        return list(self._problems)
+
+    def messages(self, problem: Problem) -> list[Message]:
+        """The chat that asks for an answer."""
+        return self._messages(problem)
+
+    def reference(self, problem: Problem) -> str:
+        """The correct solution as an answer.
+
+        Raises:
+            OnpolError: none is known.
+        """
+        if problem.original is None:
+            raise OnpolError(f"{self.name} has no reference solutions: it cannot be trained on.")
+        return f"```python\n{problem.original.strip()}\n```"
+
+    def grade(self, items: Sequence[Item]) -> list[Grade]:
+        """Verdicts in the order of `items`."""
+        return self.grade_each(items)
+
+    def grade_each(self, items: Sequence[Item], on_grade: OnGrade | None = None) -> list[Grade]:
+        """As `grade`, reporting each grade when it is known."""
+        return grade_programs(self._sandbox, items, self._make_job, self._make_grade, on_grade, self._find_code)

@@ -10,17 +10,16 @@ gives the rest, not everything again), and the limit counts CPU rather than wall
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onpol_cli.core.errors import OnpolError
-from onpol_cli.core.types import Completion, Grade, Message, Problem
+from onpol_cli.core.types import Message, Problem
 from onpol_cli.sandbox.jobs import CallJob, Job, StdinJob
 from onpol_cli.tasks.livecodebench.data import arguments
 from onpol_cli.tasks.livecodebench.official import FILE_NAME, write_eval_all
 from onpol_cli.tasks.livecodebench.program import PREAMBLE, as_function
-from onpol_cli.tasks.programs import OnGrade, Runner, grade_programs
+from onpol_cli.tasks.programs import ProgramTask, Runner
 
 TEST_S = 6.0
 """CPU seconds a test."""
@@ -29,7 +28,7 @@ MEMORY_MB = 4096
 _SYSTEM = "You are an experienced competitive programmer. You answer with one correct, efficient Python program."
 
 
-class LiveCodeBench:
+class LiveCodeBench(ProgramTask):
     """The problems that the user selected, with their tests."""
 
     def __init__(self, problems: Sequence[Problem], sandbox: Runner, left_out: frozenset[str] = frozenset()) -> None:
@@ -39,52 +38,23 @@ class LiveCodeBench:
             sandbox: where programs run.
             left_out: ids of known problems that filters removed; answers to them are skipped.
         """
-        self.name = "livecodebench"
+        super().__init__("livecodebench", problems, sandbox, make_job=make_job, messages=messages)
         self.left_out = left_out
-        self._problems = list(problems)
-        self._sandbox = sandbox
 
-    def problems(self, split: str) -> list[Problem]:
-        """The selected problems; there is only a test split.
-
-        Raises:
-            OnpolError: another split.
-        """
-        if split != "test":
-            raise OnpolError(f"livecodebench has no split {split!r}: it is for evaluation only.")
-        return list(self._problems)
-
-    def messages(self, problem: Problem) -> list[Message]:
-        """Statement, then how the answer must look."""
-        starter = problem.meta["starter_code"]
-        if starter:
-            form = f"Complete this code. Keep the class and method names.\n\n```python\n{starter}\n```"
-        else:
-            form = "Write a program that reads the input from stdin and prints the answer to stdout, nothing else."
-        text = (
-            f"{problem.statement.strip()}\n\n{form}\n\nEnd your answer with the whole program in one ```python block."
-        )
-        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
-
-    def reference(self, problem: Problem) -> str:
-        """There are no reference solutions.
-
-        Raises:
-            OnpolError: always.
-        """
-        raise OnpolError("livecodebench has no reference solutions: it cannot be trained on.")
-
-    def grade(self, items: Sequence[tuple[Problem, Completion]]) -> list[Grade]:
-        """Verdicts in the order of `items`."""
-        return self.grade_each(items)
-
-    def grade_each(self, items: Sequence[tuple[Problem, Completion]], on_grade: OnGrade | None = None) -> list[Grade]:
-        """As `grade`, reporting each grade when it is known."""
-        return grade_programs(self._sandbox, items, make_job, on_grade=on_grade)
-
-    def export(self, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    def export(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the graded lines beside samples.jsonl in the official format."""
-        write_eval_all(folder / FILE_NAME, self._problems, rows)
+        write_eval_all(folder / FILE_NAME, self.problems("test"), rows)
+
+
+def messages(problem: Problem) -> list[Message]:
+    """Statement, then how the answer must look."""
+    starter = problem.meta["starter_code"]
+    if starter:
+        form = f"Complete this code. Keep the class and method names.\n\n```python\n{starter}\n```"
+    else:
+        form = "Write a program that reads the input from stdin and prints the answer to stdout, nothing else."
+    text = f"{problem.statement.strip()}\n\n{form}\n\nEnd your answer with the whole program in one ```python block."
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
 
 
 def make_job(problem: Problem, code: str) -> Job:
