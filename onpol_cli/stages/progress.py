@@ -6,6 +6,7 @@ Owns what a person sees while a run goes on; the run directory gets its rows fro
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import time
 from types import TracebackType
@@ -67,7 +68,7 @@ class StepReporter:
 
     def __enter__(self) -> StepReporter:
         self.loggers = build_loggers(self.config.run.loggers, self.run)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and "ONPOL_PLAIN" not in os.environ:
             from rich.live import Live
 
             self.live = Live(console=stderr(), refresh_per_second=4, transient=True)
