@@ -83,7 +83,7 @@ def defines(code: str, name: str) -> bool:
 
 def find_code(problem: Problem, completion: Completion) -> str | None:
     """The program in `completion`, or its whole text where that continues the prompt (an indented body)."""
-    code = code_of(problem, completion)
+    code = code_of(completion)
     if code is None and completion.text.strip() and defines(problem.statement + completion.text, _entry(problem)):
         return completion.text
     return code

@@ -36,10 +36,14 @@ class Runner(Protocol):
         ...
 
 
-def code_of(problem: Problem, completion: Completion) -> str | None:
+def code_of(completion: Completion) -> str | None:
     """The program in `completion`, None if there is none."""
     code = completion.text if completion.is_code else extract_code(completion.text)
     return code if code is not None and code.strip() else None
+
+
+def _default_code(problem: Problem, completion: Completion) -> str | None:
+    return code_of(completion)
 
 
 def outcome_of(completion: Completion, verdict: Verdict | None) -> Outcome:
@@ -69,7 +73,7 @@ def grade_programs(
     make_job: MakeJob,
     make_grade: MakeGrade = generated_grade,
     on_grade: OnGrade | None = None,
-    find_code: FindCode = code_of,
+    find_code: FindCode = _default_code,
 ) -> list[Grade]:
     """Run all items that hold code and grade everything.
 
@@ -138,7 +142,7 @@ class ProgramTask:
         make_job: MakeJob,
         messages: Callable[[Problem], list[Message]],
         make_grade: MakeGrade = generated_grade,
-        find_code: FindCode = code_of,
+        find_code: FindCode = _default_code,
     ) -> None:
         """
         Args:
