@@ -8,13 +8,13 @@ Source: Chen et al. 2021, arXiv:2107.03374.
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onpol_cli.core.records import check_unique, read_records, require_fields
-from onpol_cli.core.types import Completion, Message, Problem
-from onpol_cli.sandbox.jobs import AssertJob, Job
-from onpol_cli.tasks.programs import ProgramTask, Runner, code_of
+from onpol_cli.core.types import Completion, Grade, Message, Problem
+from onpol_cli.sandbox.jobs import AssertJob, Job, Verdict
+from onpol_cli.tasks.programs import ProgramTask, Runner, code_of, generated_grade
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": str,
@@ -115,6 +115,19 @@ def messages(problem: Problem) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
+def make_grade(problem: Problem, completion: Completion, verdict: Verdict | None) -> Grade:
+    """The usual grade of a generated program, with the code that was found here."""
+    return replace(generated_grade(problem, completion, verdict), code=find_code(problem, completion))
+
+
 def build(path: Path, sandbox: Runner) -> ProgramTask:
     """The bench with the problems of `path`."""
-    return ProgramTask("humaneval", load(path), sandbox, make_job=make_job, messages=messages, find_code=find_code)
+    return ProgramTask(
+        "humaneval",
+        load(path),
+        sandbox,
+        make_job=make_job,
+        messages=messages,
+        make_grade=make_grade,
+        find_code=find_code,
+    )

@@ -19,8 +19,8 @@ Item = tuple[Problem, Completion]
 OnGrade = Callable[[int, Grade], None]
 MakeJob = Callable[[Problem, str], Job]
 FindCode = Callable[[Problem, Completion], str | None]
-MakeGrade = Callable[[Problem, Completion, str | None, Verdict | None], Grade]
-"""Grade of a completion and its code; code and verdict are None when it holds none."""
+MakeGrade = Callable[[Problem, Completion, Verdict | None], Grade]
+"""Grade of a completion; the verdict is None when it holds no code."""
 
 BATCH = 1024
 """Most items whose jobs exist at once: a long queue keeps every worker busy."""
@@ -55,13 +55,13 @@ def outcome_of(completion: Completion, verdict: Verdict | None) -> Outcome:
     return Outcome.NO_ANSWER if verdict is None else Outcome(verdict.status.value)
 
 
-def generated_grade(problem: Problem, completion: Completion, code: str | None, verdict: Verdict | None) -> Grade:
+def generated_grade(problem: Problem, completion: Completion, verdict: Verdict | None) -> Grade:
     """Grade of a generated program: reward 1 if it passes all tests, else 0."""
     outcome = outcome_of(completion, verdict)
     return Grade(
         outcome=outcome,
         reward=1.0 if outcome is Outcome.PASSED else 0.0,
-        code=code,
+        code=code_of(completion),
         detail=verdict.detail if verdict is not None else "no code in the answer",
         wall_timeout=verdict is not None and verdict.wall_timeout,
     )
@@ -90,8 +90,8 @@ def grade_programs(
     """
     grades: list[Grade | None] = [None] * len(items)
 
-    def settle(index: int, code: str | None, verdict: Verdict | None) -> None:
-        grade = make_grade(*items[index], code, verdict)
+    def settle(index: int, verdict: Verdict | None) -> None:
+        grade = make_grade(*items[index], verdict)
         grades[index] = grade
         if on_grade:
             on_grade(index, grade)
@@ -100,22 +100,17 @@ def grade_programs(
         codes = {index: find_code(*items[index]) for index in batch}
         todo = [(index, code) for index, code in codes.items() if code is not None]
         for index in codes.keys() - dict(todo).keys():
-            settle(index, None, None)
+            settle(index, None)
         if todo:
             jobs = [make_job(items[index][0], code) for index, code in todo]
-            _run(sandbox, jobs, todo, settle)
+            _run(sandbox, jobs, [index for index, _ in todo], settle)
     assert all(grade is not None for grade in grades), "the sandbox answers every job"
     return [grade for grade in grades if grade is not None]
 
 
-def _run(
-    sandbox: Runner,
-    jobs: Sequence[Job],
-    todo: Sequence[tuple[int, str]],
-    settle: Callable[[int, str | None, Verdict | None], None],
-) -> None:
-    """Run the jobs of the (index, code) in `todo`."""
-    sandbox.run(jobs, on_verdict=lambda place, verdict: settle(*todo[place], verdict))
+def _run(sandbox: Runner, jobs: Sequence[Job], places: Sequence[int], settle: Callable[[int, Verdict], None]) -> None:
+    """Run jobs that stand for the items at `places`."""
+    sandbox.run(jobs, on_verdict=lambda position, verdict: settle(places[position], verdict))
 
 
 def _batches(items: Sequence[Item]) -> Iterator[range]:
