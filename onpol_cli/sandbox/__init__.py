@@ -1,5 +1,6 @@
 """Running untrusted code: jobs in, verdicts out. See `jobs` for the nouns and `pool` for `Sandbox`."""
 
+from onpol_cli.sandbox.isolation import isolation_level
 from onpol_cli.sandbox.jobs import (
     AssertJob,
     CallJob,
@@ -12,6 +13,7 @@ from onpol_cli.sandbox.jobs import (
     UnittestJob,
     Verdict,
 )
+from onpol_cli.sandbox.pool import Sandbox
 
 __all__ = [
     "AssertJob",
@@ -20,8 +22,10 @@ __all__ = [
     "Limits",
     "ReferenceJob",
     "ReferenceResults",
+    "Sandbox",
     "Status",
     "StdinJob",
     "UnittestJob",
     "Verdict",
+    "isolation_level",
 ]

@@ -237,7 +237,7 @@ class ReferenceResults:
     verdict: Verdict = field(default_factory=lambda: Verdict(Status.PASSED))
 
 
-def test_count(job: Job) -> int:
+def tests_in(job: Job) -> int:
     """Tests that a job can be blamed for by index: calls or inputs; 1 for scripts."""
     if isinstance(job, CallJob):
         return len(job.calls)

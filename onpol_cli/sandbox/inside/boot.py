@@ -1,0 +1,46 @@
+"""First code of an isolated process: give up privileges, then become a zygote or a judge.
+
+Run as `python -S -P -s -B boot.py ROLE OPTIONS`, never imported. OPTIONS is JSON: `sandbox` (folder of
+onpol_cli/sandbox), `path` (more sys.path entries), `uid` (to drop to, or null), `fds`, and what the
+role needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import types
+
+
+def _packages(folder: str) -> None:
+    """Make `onpol_cli.sandbox` importable without running any `__init__` of onpol."""
+    for name, path in (("onpol_cli", []), ("onpol_cli.sandbox", [folder])):
+        module = types.ModuleType(name)
+        module.__path__ = path
+        sys.modules[name] = module
+
+
+def _drop(uid: int) -> None:
+    """Become an unprivileged user for good: RLIMIT_NPROC does not bind uid 0."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    assert os.getresuid() == (uid, uid, uid), "privileges were not dropped"
+
+
+def main() -> None:
+    """Set up the process and serve until the socket closes."""
+    role, options = sys.argv[1], json.loads(sys.argv[2])
+    sys.argv[:] = [""]
+    _packages(options["sandbox"])
+    sys.path.extend(options["path"])
+    if options["uid"] is not None:
+        _drop(options["uid"])
+    importlib.import_module("onpol_cli.sandbox.inside.kernel").harden(options["seccomp"])
+    importlib.import_module(f"onpol_cli.sandbox.inside.{role}").serve(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What the isolated processes ask of the kernel: prctl, seccomp, rlimits, CPU clocks.
+
+Owns system calls that Python does not wrap. Linux only; on another system each of them does nothing
+and says so by its return value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+import resource
+import struct
+import sys
+import time
+from typing import Any
+
+MIB = 1024 * 1024
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+_LIBC: Any = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+# Refused with EPERM: other processes' memory, mounts, namespaces, kernel programs, key rings, io_uring
+# (it would bypass this filter). Numbers by architecture from the kernel's unistd tables.
+_REFUSED = {
+    "x86_64": (0xC000003E, 56, 435, [101, 310, 311, 165, 166, 155, 272, 308, 321, 298, 248, 249, 250, 323, 425, 426,
+                                     427, 246, 175, 313, 428, 429, 430, 431, 432, 442, 167, 169]),
+    "aarch64": (0xC00000B7, 220, 435, [117, 270, 271, 40, 39, 41, 97, 268, 280, 241, 217, 218, 219, 282, 425, 426,
+                                       427, 104, 105, 273, 428, 429, 430, 431, 432, 442, 224, 142]),
+}  # fmt: skip
+_NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET} and NEWTIME
+_ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
+
+
+def _prctl(option: int, value: int, pointer: Any = 0) -> bool:
+    return _LIBC is not None and _LIBC.prctl(option, ctypes.c_ulong(value), pointer, 0, 0) == 0
+
+
+def set_dumpable(on: bool) -> bool:
+    """Whether processes of the same user may trace this one and read its /proc/PID/mem."""
+    return _prctl(_PR_SET_DUMPABLE, int(on))
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of every descendant whose own parent dies."""
+    return _prctl(_PR_SET_SUBREAPER, 1)
+
+
+def harden(seccomp: bool) -> None:
+    """Close this process to others of its user; forbid gaining privileges; die with the parent; be the OOM killer's choice."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass  # not Linux, or no /proc: only a preference
+    _prctl(_PR_SET_PDEATHSIG, 9)  # after dropping privileges, which clears it
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    set_dumpable(False)
+    if seccomp:
+        _install_filter()
+
+
+def _instruction(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("HBBI", code, yes, no, k)
+
+
+def _install_filter() -> bool:
+    """A seccomp filter that refuses what no graded program needs. True if installed."""
+    machine = platform.machine()
+    if machine not in _REFUSED:
+        return False
+    arch, clone, clone3, refused = _REFUSED[machine]
+    load, equal, masked, answer = 0x20, 0x15, 0x45, 0x06
+    program = [_instruction(load, 4), _instruction(equal, arch, 1, 0), _instruction(answer, _EPERM)]
+    program += [_instruction(load, 0), _instruction(0x35, 0x40000000, 0, 1), _instruction(answer, _EPERM)]  # x32
+    program += [_instruction(equal, clone3, 0, 1), _instruction(answer, _ENOSYS)]  # glibc then uses clone
+    for number in refused:
+        program += [_instruction(equal, number, 0, 1), _instruction(answer, _EPERM)]
+    program += [_instruction(equal, clone, 0, 3), _instruction(load, 16), _instruction(masked, _NEW_NAMESPACES, 0, 1)]
+    program += [_instruction(answer, _EPERM), _instruction(answer, _ALLOW)]
+    code = b"".join(program)
+    buffer = ctypes.create_string_buffer(code)
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer)))
+    return _prctl(_PR_SET_SECCOMP, 2, header)
+
+
+def _lower(which: int, soft: float, hard: float | None = None) -> None:
+    current = resource.getrlimit(which)[1]
+    top = soft if hard is None else hard
+    if current != resource.RLIM_INFINITY:
+        soft, top = min(soft, current), min(top, current)
+    resource.setrlimit(which, (int(soft), int(top)))
+
+
+def limit(limits: dict[str, Any], nproc: int | None) -> None:
+    """Set the rlimits of one program, in its own process, after the fork and before its code.
+
+    Address space is counted on top of what the preloaded modules already map.
+    """
+    seconds = math.ceil(limits["cpu"]) + 1
+    _lower(resource.RLIMIT_CPU, seconds, seconds + 1)
+    _lower(resource.RLIMIT_AS, mapped_bytes() + limits["memory_mb"] * MIB)
+    _lower(resource.RLIMIT_FSIZE, limits["file_mb"] * MIB)
+    _lower(resource.RLIMIT_NOFILE, limits["open_files"])
+    _lower(resource.RLIMIT_CORE, 0)
+    if hasattr(resource, "RLIMIT_MSGQUEUE"):
+        _lower(resource.RLIMIT_MSGQUEUE, 0)
+    if nproc is not None:
+        _lower(resource.RLIMIT_NPROC, nproc)
+
+
+def mapped_bytes() -> int:
+    """Address space of this process, bytes (0 where /proc is missing)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def cpu_clock(pid: int) -> float | None:
+    """CPU seconds of a live process, all its threads; None once it is gone."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return None
+
+
+def tasks_of_user(uid: int) -> int:
+    """Threads that a user runs on this machine, for RLIMIT_NPROC, which counts them all."""
+    total = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    total += len(os.listdir(f"/proc/{name}/task"))
+            except OSError:
+                continue  # ended meanwhile
+    return total
