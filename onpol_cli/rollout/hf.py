@@ -21,6 +21,7 @@ from torch import Tensor
 
 from onpol_cli.core.config import RolloutConfig, SamplingConfig
 from onpol_cli.core.types import Finish, Rollout
+from onpol_cli.learner.weights import merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
 from onpol_cli.rollout.lean import LeanDecoder, supports
 from onpol_cli.rollout.sampling import draw, repetition_penalty, uniforms
@@ -150,7 +151,7 @@ class HfEngine:
         self.context: int = model.config.max_position_embeddings
         self.eos: int | None = tokenizer.eos_token_id
         self.decoder = _decoder(model, self.vocabulary, dtype, self.device)
-        self.decoder.load(model.state_dict().items())
+        self.decoder.load(merged_weights(model))
         self.weight_version = 0
         self.last_stats = EngineStats()
 

@@ -1,7 +1,7 @@
 """Sampling through the transformers module itself, for architectures that `lean.py` does not compute.
 
 Owns the same decoder interface on top of a transformers `DynamicCache`. Slower: prompts are padded on
-the left and a batch is filled only when it is empty. Holds its own copy of the model.
+the left and a batch is filled only when it is empty. Holds a model of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class ModuleDecoder:
     continuous = False
 
     def __init__(self, model: Any, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        from transformers import AutoModelForCausalLM
+
+        # built from the configuration, not copied: the policy may carry adapters
+        fresh = AutoModelForCausalLM.from_config(model.config)
+        self.model = fresh.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.vocabulary, self.device = vocabulary, device
         self.cache: Any = None
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=device)

@@ -184,3 +184,14 @@ def test_repetition_penalty_follows_each_sequence(make_model, tokenizer):
                 logits[seen] = logits[seen] / 1.7 if logits[seen] > 0 else logits[seen] * 1.7
             assert math.isclose(logits.log_softmax(-1)[token].item(), got, abs_tol=1e-4)
             ids = (*ids, token)
+
+
+def test_adapters_are_merged(make_model, tokenizer):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = make_model(sharpen=3.0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = inject_adapter_in_model(config, model)
+    rollouts = engine_of(adapted, tokenizer).generate(PROMPTS, SAMPLING)
+    assert worst_gap(adapted, rollouts) < 1e-4
+    assert worst_gap(make_model(sharpen=3.0), rollouts) > 1e-3
