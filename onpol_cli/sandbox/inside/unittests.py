@@ -14,7 +14,8 @@ from typing import Any
 from onpol_cli.sandbox import codec
 
 _RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "late_runner.py")
-_PYTHON_HANDLERS = 1 << 1 | 1 << 12 | 1 << 24  # SIGINT caught; SIGPIPE and SIGXFSZ ignored in general
+_OWN_HANDLERS = 1 << 1 | 1 << 31 | 1 << 32
+"""Mask of caught signals: SIGINT is Python's, 32 and 33 are the C library's for threads."""
 _THREADS = 2  # main and the program's own
 
 
@@ -54,7 +55,7 @@ def judge_unittest(session: Any, job: dict[str, Any], parts: list[bytes]) -> dic
     if failure:
         return failure
     state = session.census()
-    if state["threads"] != _THREADS or state["others"] or state["caught"] & ~_PYTHON_HANDLERS:
+    if state["threads"] != _THREADS or state["others"] or state["caught"] & ~_OWN_HANDLERS:
         return {"status": "error", "detail": "the program leaves threads, processes or signal handlers while loading"}
     return _verdict(session, job, tests, count)
 
