@@ -141,7 +141,7 @@ def _loop_parts(spec: Walk, style: Style, names: Names, e: str) -> tuple[Lines, 
     if number is not None:
         return number
     out, y, kind = names["list"], names["y"], spec.gather.row.kind
-    twice = style.idiom and kind in ("counts", "tally", "distinct", "variety") or kind == "longest"
+    twice = (style.idiom and kind in ("counts", "tally", "distinct", "variety")) or kind == "longest"
     lead = [f"{y} = {e}"] if (style.named or twice) and not e.isidentifier() else []
     e = y if lead else e
     if kind in ("counts", "tally"):

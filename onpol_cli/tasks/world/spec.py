@@ -248,7 +248,8 @@ def _draw_walk(rng: random.Random) -> Walk:
         expression = expression and Term(expression.row, expression.constants, "y")
     elif kind not in ("any", "all", "first") and rng.random() < 0.08:
         stop = _conditions(source, rng)
-    post = _post(rng, gather.row.result, element) if rng.random() < (0.6 if gather.row.result == "dict" else 0.3) else None
+    finished = rng.random() < (0.6 if gather.row.result == "dict" else 0.3)
+    post = _post(rng, gather.row.result, element) if finished else None
     guard = _guard(rng, source, gather.row.result) if not post and rng.random() < 0.3 else None
     return Walk(source, constants, gather, expression, None if bare else condition, first, stop, post, guard)
 
