@@ -175,7 +175,7 @@ def doctor(
     run_doctor(overrides or [], plan=plan, as_json=as_json)
 
 
-@data.command("list")
+@data.command("list", epilog="Example: onpol data list --json")
 def data_list(as_json: Json = False) -> None:
     """Name the benches, their licence, size and origin."""
     from onpol_cli.stages.data import list_data
@@ -203,7 +203,7 @@ def data_prepare(
     prepare_data(PrepareRequest(name, source, out, data_file, families, max_corruptions, limit, seed, exclude, resume, as_json))
 
 
-@data.command("verify")
+@data.command("verify", epilog="Example: onpol data verify my-edits.jsonl --json")
 def data_verify(file: Annotated[Path, typer.Argument(metavar="FILE")], as_json: Json = False) -> None:
     """Run originals and corrupted programs; report what passes here and list the usable problems."""
     from onpol_cli.stages.data import verify_data
@@ -211,7 +211,7 @@ def data_verify(file: Annotated[Path, typer.Argument(metavar="FILE")], as_json: 
     verify_data(file, as_json=as_json)
 
 
-@runs.command("list")
+@runs.command("list", epilog="Example: onpol runs list --json")
 def runs_list(runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False) -> None:
     """List run directories, oldest first."""
     from onpol_cli.stages.runs import list_all
@@ -219,7 +219,7 @@ def runs_list(runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="D
     list_all(runs_dir, as_json=as_json)
 
 
-@runs.command("show")
+@runs.command("show", epilog="Example: onpol runs show latest:sft")
 def runs_show(run: RunName, runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False) -> None:
     """Show a run: provenance, last metrics, budget."""
     from onpol_cli.stages.runs import show_run
@@ -227,28 +227,30 @@ def runs_show(run: RunName, runs_dir: Annotated[Path | None, typer.Option("--run
     show_run(run, runs_dir, as_json=as_json)
 
 
-@runs.command("watch")
+@runs.command("watch", epilog="Example: onpol runs watch distill-opd")
 def runs_watch(
     run: RunName,
     runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print the present state and leave.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Follow a run from another terminal."""
     from onpol_cli.stages.runs import watch_run
 
-    watch_run(run, runs_dir, once=once)
+    watch_run(run, runs_dir, once=once, as_json=as_json)
 
 
-@runs.command("prune")
+@runs.command("prune", epilog="Example: onpol runs prune --states --yes")
 def runs_prune(
     runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None,
     states: Annotated[bool, typer.Option("--states", help="Only the resumable states of finished runs.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Delete failed and interrupted runs, or the states of finished ones."""
+    """Delete failed, interrupted and died runs, or the states of finished ones."""
     from onpol_cli.stages.runs import prune_runs
 
-    prune_runs(runs_dir, states_only=states, really=yes)
+    prune_runs(runs_dir, states_only=states, really=yes, as_json=as_json)
 
 
 @bench.command("estimators", epilog="Example: onpol bench estimators tutor=latest:sft")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.runs.rundir import MANIFEST, read_manifest
+from onpol_cli.runs.rundir import MANIFEST, is_locked, read_manifest
 
 LATEST = "latest:"
 
@@ -27,8 +27,13 @@ class RunInfo:
 
     @property
     def status(self) -> str:
-        """running, done, failed, interrupted."""
+        """running, done, failed, interrupted; damaged where the manifest cannot be read."""
         return str(self.manifest.get("status", "unknown"))
+
+    @property
+    def state(self) -> str:
+        """The status, but `died` for a run that says `running` while no process holds its lock."""
+        return "died" if self.status == "running" and not is_locked(self.path) else self.status
 
     @property
     def has_checkpoint(self) -> bool:
@@ -37,11 +42,18 @@ class RunInfo:
 
 
 def list_runs(root: Path) -> list[RunInfo]:
-    """All runs under `root`, oldest first by start time."""
+    """All runs under `root`, oldest first by start time. An unreadable manifest makes a run `damaged`."""
     if not root.is_dir():
         return []
-    found = [RunInfo(file.parent, read_manifest(file.parent)) for file in root.rglob(MANIFEST)]
+    found = [_info(file.parent) for file in root.rglob(MANIFEST)]
     return sorted(found, key=lambda info: (str(info.manifest.get("started", "")), info.name))
+
+
+def _info(path: Path) -> RunInfo:
+    try:
+        return RunInfo(path, read_manifest(path))
+    except OnpolError:
+        return RunInfo(path, {"status": "damaged"})
 
 
 def find_run(spec: str, root: Path) -> RunInfo:
@@ -59,7 +71,7 @@ def find_run(spec: str, root: Path) -> RunInfo:
     exact = [info for info in runs if info.name == spec]
     matches = exact or [info for info in runs if info.name.startswith(spec)]
     if len(matches) == 1:
-        return matches[0]
+        return RunInfo(matches[0].path, read_manifest(matches[0].path))
     if matches:
         raise OnpolError(f"Run {spec!r} is ambiguous: {', '.join(m.name for m in matches[:8])}. Give more letters.")
     names = [info.name for info in runs]

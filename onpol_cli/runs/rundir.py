@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 CONFIG = "config.yaml"
 LOCK = ".lock"
+LOCK_TRIES = 5
 
 
 class RunDir:
@@ -149,10 +151,51 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             raise OnpolError(f"{path}, line {number}: not JSON ({error}).") from error
 
 
+def last_line(path: Path, size: int = 1 << 16) -> dict[str, Any]:
+    """The newest whole row of a line file, reading only its last `size` bytes; {} if there is none."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            return row
+    return {}
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process is writing the run directory `path`."""
+    try:
+        handle = (path / LOCK).open("r", encoding="utf-8")
+    except OSError:
+        return False
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _lock(handle: IO[str]) -> None:
+    """Take the writer's lock; a look by `is_locked` holds it for an instant, so a refusal is tried again."""
+    for _ in range(LOCK_TRIES - 1):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.02)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _acquire(path: Path) -> IO[str] | None:
     handle = (path / LOCK).open("a+", encoding="utf-8")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle)
     except OSError as error:
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
