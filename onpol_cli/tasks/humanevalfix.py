@@ -13,8 +13,11 @@ from typing import Any, cast
 from onpol_cli.core.records import check_unique, read_records, require_fields
 from onpol_cli.core.types import Problem
 from onpol_cli.sandbox.jobs import Job
+from onpol_cli.tasks.edit_bench import edit_bench
 from onpol_cli.tasks.humaneval import helpers_of
+from onpol_cli.tasks.minimal_edit.prompts import EditPrompts
 from onpol_cli.tasks.minimal_edit.testing import EditTests, parameters_of
+from onpol_cli.tasks.programs import ProgramTask, Runner
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": str,
@@ -67,3 +70,8 @@ def _without_last_call(script: str, entry: str) -> str:
 def make_job(problem: Problem, code: str) -> Job:
     """The job that tests the function of `code`."""
     return cast(EditTests, problem.tests).job(code)
+
+
+def build(path: Path, sandbox: Runner, prompts: EditPrompts) -> ProgramTask:
+    """The bench with the problems of `path`."""
+    return edit_bench("humanevalfix", load(path), sandbox, prompts, make_job)

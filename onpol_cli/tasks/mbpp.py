@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.records import check_unique, read_records, require_fields
 from onpol_cli.core.types import Message, Problem
-from onpol_cli.sandbox.jobs import AssertJob, Job
+from onpol_cli.sandbox.jobs import Job
+from onpol_cli.tasks.minimal_edit.testing import EditTests, parameters_of
 from onpol_cli.tasks.programs import ProgramTask, Runner
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -24,19 +24,6 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "code": str,
     "test_list": list,
 }
-
-
-@dataclass(frozen=True)
-class AssertLines:
-    """A problem's tests.
-
-    Attributes:
-        lines: `assert ...` statements.
-        imports: import statements that they need.
-    """
-
-    lines: tuple[str, ...]
-    imports: tuple[str, ...] = ()
 
 
 def load(path: Path) -> list[Problem]:
@@ -56,13 +43,34 @@ def _problem(where: str, record: Mapping[str, Any]) -> Problem:
     lines = tuple(record["test_list"])
     if not all(isinstance(line, str) for line in lines):
         raise OnpolError(f"{where} ({record['task_id']}): test_list must hold texts.")
+    entry = _tested_function(where, record["code"], lines)
     return Problem(
         problem_id=str(record["task_id"]),
         statement=record["prompt"],
-        tests=AssertLines(lines, tuple(record.get("test_imports") or ())),
+        tests=EditTests(
+            kind="assert",
+            source="\n".join([*_imports(record), *lines]),
+            entry_point=entry,
+            parameters=parameters_of(record["code"], entry),
+        ),
         original=record["code"],
-        entry_point=_tested_function(where, record["code"], lines),
+        entry_point=entry,
+        meta={"test_list": list(lines)},
     )
+
+
+def _imports(record: Mapping[str, Any]) -> list[str]:
+    """Imports that the asserts need. Some rely on those of the reference solution (596: `sys`)."""
+    body = ast.parse(record["code"]).body
+    own = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    lines = list(dict.fromkeys([*(record.get("test_imports") or ()), *own]))
+    modules = {alias.asname or alias.name for line in lines for node in ast.parse(line).body for alias in _names(node)}
+    used = {node.id for node in ast.walk(ast.parse("\n".join(record["test_list"]))) if isinstance(node, ast.Name)}
+    return lines if modules & used else []
+
+
+def _names(node: ast.stmt) -> list[ast.alias]:
+    return node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else []
 
 
 def _tested_function(where: str, code: str, lines: Sequence[str]) -> str:
@@ -79,18 +87,13 @@ def _tested_function(where: str, code: str, lines: Sequence[str]) -> str:
 
 
 def make_job(problem: Problem, code: str) -> Job:
-    """The job that runs the asserts against the function of `code`."""
-    assert problem.entry_point is not None
-    return AssertJob(
-        source=code,
-        test_source="\n".join([*problem.tests.imports, *problem.tests.lines]),
-        entry_point=problem.entry_point,
-    )
+    """The job that tests the function of `code`."""
+    return cast(EditTests, problem.tests).job(code)
 
 
 def messages(problem: Problem) -> list[Message]:
     """The sentence, and the asserts, without which the function's name is unknown (as in the paper)."""
-    tests = "\n".join(problem.tests.lines)
+    tests = "\n".join(problem.meta["test_list"])
     text = (
         f"{problem.statement.strip()}\n\nThe function must pass these tests:\n\n```python\n{tests}\n```\n\n"
         "Answer with the complete function, imports included, in one ```python block."

@@ -19,6 +19,9 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.records import check_unique, read_records, require_fields
 from onpol_cli.core.types import Problem
 from onpol_cli.sandbox.jobs import AssertJob, Job
+from onpol_cli.tasks.edit_bench import edit_bench
+from onpol_cli.tasks.minimal_edit.prompts import EditPrompts
+from onpol_cli.tasks.programs import ProgramTask, Runner
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": str,
@@ -27,9 +30,6 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "correct": str,
     "python_test": str,
 }
-_SAME_OBJECTS = frozenset({"reverse_linked_list"})
-"""Functions whose tests compare the returned node with the very object that was passed in."""
-
 NODE_CLASS = '''
 class Node:
     """A node of a linked list or graph, as the tests build it."""
@@ -96,7 +96,8 @@ class Script:
 
     Attributes:
         source: runs every test against the global `entry_point`.
-        in_process: results must be the program's own objects.
+        in_process: the tests build nodes and go on using them after a call, so calls must take and return
+            the very objects, which no copy between processes can be.
     """
 
     source: str
@@ -127,11 +128,15 @@ def _problem(where: str, record: Mapping[str, Any]) -> Problem:
     return Problem(
         problem_id=record["task_id"],
         statement=texts or f"The function `{entry}`.",
-        tests=Script(script, in_process=entry in _SAME_OBJECTS),
+        tests=Script(script, in_process=_builds_nodes(record["python_test"])),
         original=original,
         corrupted=corrupted,
         entry_point=entry,
     )
+
+
+def _builds_nodes(python_test: str) -> bool:
+    return any(isinstance(node, ast.ImportFrom) and node.module == "node" for node in ast.parse(python_test).body)
 
 
 def _split_comments(source: str) -> tuple[str, str]:
@@ -186,3 +191,8 @@ def make_job(problem: Problem, code: str) -> Job:
         preamble=NODE_CLASS,
         in_process=problem.tests.in_process,
     )
+
+
+def build(path: Path, sandbox: Runner, prompts: EditPrompts) -> ProgramTask:
+    """The bench with the problems of `path`."""
+    return edit_bench("quixbugs", load(path), sandbox, prompts, make_job)
