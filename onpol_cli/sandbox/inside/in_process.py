@@ -7,7 +7,7 @@ A program here shares an interpreter with its judge, so this is hardening, not a
 * The program runs in a thread of its own, at load time and at each call of the guarded entry point: no
   chain of frames leads from it to the tests or to the secret, which live in the main thread's locals.
 * An audit hook, which cannot be removed, refuses the other roads there: gc.get_objects and its like,
-  sys._current_frames, ctypes, tracing, replacing a function's code, reading code of the tests.
+  sys._current_frames, the interpreter's C API through ctypes, tracing, replacing a function's code, reading code of the tests.
   The process is not dumpable, so /proc/self/mem is closed by the kernel.
 * After each guarded call, before any assertion sees its result: builtins, unittest's classes and
   modules, and the tests must be what they were before the call; results must not contain objects of
@@ -15,7 +15,8 @@ A program here shares an interpreter with its judge, so this is hardening, not a
 * The verdict counts only with the secret, with as many tests run as the judge counted in the AST, and
   after assertions that must fail did fail.
 
-What remains: memory corruption in C extensions, and program objects whose methods the test itself
+What remains: reading or writing raw memory (ctypes.cast, faults in C extensions), a program that alters
+the tests' mocks while it is called, and program objects whose methods the test itself
 calls in the main thread (their frames lead to the test). Use jobs judged by another process where
 the tests allow it.
 """
@@ -34,7 +35,10 @@ from onpol_cli.sandbox import codec, frames
 _REFUSED_ALWAYS = frozenset({
     "gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys._current_frames", "sys._current_exceptions",
 })  # fmt: skip
-_REFUSED_TO_PROGRAM = frozenset({"sys.settrace", "sys.setprofile", "sys.monitoring.register_callback"})
+_REFUSED_TO_PROGRAM = frozenset({
+    "sys.settrace", "sys.setprofile", "sys.monitoring.register_callback",
+    "ctypes.cdata", "ctypes.string_at", "ctypes.wstring_at",
+})  # fmt: skip
 # Looked up through cells of the hook, not through module globals that a program could rebind.
 
 
@@ -58,7 +62,8 @@ def _install_hook(main_thread: int, test_namespace: dict[str, Any]) -> None:
             raise RuntimeError("replacing code is not allowed in the sandbox")
         if ident() == main_thread:
             return
-        if event in to_program or event.startswith("ctypes."):
+        api = event == "ctypes.dlsym" and str(args[1]).startswith(("Py", "_Py"))
+        if event in to_program or api:
             raise RuntimeError(f"{event} is not allowed in the sandbox")
         if event == "object.__getattr__" and args[1] == "__code__":
             if getattr(args[0], "__globals__", None) is test_namespace:
