@@ -7,10 +7,8 @@ over-edits, as real models do.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
-from itertools import islice
 
 from onpol_cli.core.config import BaseConfig
 from onpol_cli.core.seeding import derive_rng
@@ -39,14 +37,6 @@ def pretraining_examples(seed: int, config: BaseConfig) -> Iterator[Example]:
         else:
             source = render(draw_spec_of("train", rng), draw_style(rng))
             yield prompts.copying(source), source
-
-
-def stream_hash(seed: int, config: BaseConfig, count: int = 500) -> str:
-    """SHA-256 of the first `count` examples: changes whenever the world or the mixture does."""
-    digest = hashlib.sha256()
-    for messages, answer in islice(pretraining_examples(seed, config), count):
-        digest.update(f"{messages[0]['content']}\0{answer}\0".encode())
-    return digest.hexdigest()
 
 
 def _generation(rng: random.Random) -> Example:

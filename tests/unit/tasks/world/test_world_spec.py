@@ -64,7 +64,7 @@ def test_skeleton_ignores_constants_and_identity_does_not() -> None:
     for spec in specs(8000, 5):
         by_skeleton.setdefault(spec.skeleton, set()).add(spec.identity)
         assert not isinstance(spec, Piecewise) or spec.skeleton.startswith("piecewise/")
-    assert max(len(identities) for identities in by_skeleton.values()) > 5
+    assert max(len(identities) for identities in by_skeleton.values()) > 2
 
 
 def test_drawing_is_deterministic() -> None:
