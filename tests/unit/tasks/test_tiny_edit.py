@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+
 from onpol_cli.core.config import SandboxConfig, TaskConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.types import Completion, Outcome, Problem

@@ -5,6 +5,7 @@ import random
 from itertools import islice
 
 import pytest
+
 from onpol_cli.tasks.minimal_edit.families import FAMILIES, all_corruptions, select_families
 from onpol_cli.tasks.world.inputs import INPUTS, InputMaker, Raised, run_trusted
 from onpol_cli.tasks.world.items import Item, draw_items, failing_mutant, fails, split_of
