@@ -270,6 +270,12 @@ class RolloutConfig:
     """vLLM on GPU: sleep level 1 while the learner trains."""
     lora_sync: str = "merged"
     """merged or adapter."""
+    max_lora_rank: int = 64
+    """vLLM with lora_sync=adapter: largest rank."""
+    max_context: int = 4096
+    """vLLM: prompt plus completion that it reserves for, tokens; at most the model's own."""
+    exchange: str = ""
+    """Folder through which servers receive weights, visible to all of them; empty: memory-backed storage here."""
     servers: list[str] = field(default_factory=list)
     """vllm_server: base URLs; empty starts `local_servers` on loopback."""
     local_servers: int = 1

@@ -15,7 +15,7 @@ from onpol_cli.methods.opsd import SelfDistillation
 from onpol_cli.methods.rsft import RejectionSft
 from onpol_cli.methods.sft import Sft
 
-METHODS: dict[str, type] = {
+METHODS: dict[str, type[Sft] | type[Dpo] | type[OnPolicy]] = {
     "sft": Sft,
     "rsft": RejectionSft,
     "dpo": Dpo,

@@ -83,7 +83,7 @@ class StreamSource:
 
 def train_base(config: Config, *, command: list[str], resume: bool = False) -> Path:
     """Pretrain, score on the validation split as it goes, and leave a checkpoint with its manifest."""
-    facts = {"method": "sft", "method_choice": "pretrain", "model_role": "base", "label": "base"}
+    facts: dict[str, Any] = {"method": "sft", "method_choice": "pretrain", "model_role": "base", "label": "base"}
     with open_run(config, default_name("base", config), command, resume=resume, **facts) as run:
         if run.manifest().get("finished_steps"):
             return run.path

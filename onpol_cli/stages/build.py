@@ -140,7 +140,7 @@ def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> L
     teacher_tokenizer = load_tokenizer(checkpoint.path)
     check_pair(load_tokenizer(student_path), teacher_tokenizer, load_config(student_path), load_config(checkpoint.path))
     device = pick_device(config.model)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=teacher_dtype(config)).to(device)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=teacher_dtype(config)).to(device)  # type: ignore[arg-type]
     return LocalScorer(
         model, real_vocab(teacher_tokenizer, model), config.learner, device, config.method.teacher_temperature
     )

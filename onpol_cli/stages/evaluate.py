@@ -82,7 +82,7 @@ def dry(request: EvalRequest, config: Config) -> None:
     """Check benches, data and model without running anything."""
     from onpol_cli.sandbox import Sandbox
 
-    with Sandbox(config.sandbox) as sandbox:
+    with Sandbox(config.sandbox, _preload(config)) as sandbox:
         counts = {task.name: len(_limited(task.problems("test"), config)) for task in _tasks(config, request, sandbox)}
     if request.answers is None and not config.model.random_weights:
         build.find_checkpoint(request.model or config.model.path, config)
@@ -102,12 +102,13 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
     from onpol_cli.sandbox import Sandbox
 
     with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(config.sandbox))
+        sandbox = stack.enter_context(Sandbox(config.sandbox, _preload(config)))
         tasks = _tasks(config, request, sandbox)
         if request.answers is not None:
             plan = plan_answers(tasks, request.answers, partial=request.partial)
             source: Any = plan
-            label, facts = request.answers.stem, {"answers": str(request.answers)}
+            label = request.answers.stem
+            facts: dict[str, Any] = {"answers": str(request.answers)}
         else:
             source = build.find_checkpoint(request.model or config.model.path, config)
             build.verify_checkpoint(source)
@@ -130,10 +131,17 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
 
 
 def _tasks(config: Config, request: EvalRequest, sandbox: Any) -> list[Task]:
+    from onpol_cli.tasks.livecodebench.releases import Filters
     from onpol_cli.tasks.registry import build_task
 
-    filters = {name: value for name, value in request.filters.items() if value}
+    filters = Filters(**{name: value for name, value in request.filters.items() if value})
     return [build_task(build.bench_task(config, name), sandbox, filters) for name in config.eval.benches]
+
+
+def _preload(config: Config) -> list[str]:
+    from onpol_cli.tasks.registry import preload_for
+
+    return preload_for(config.eval.benches)
 
 
 def _limited(problems: Sequence[Any], config: Config) -> Sequence[Any]:

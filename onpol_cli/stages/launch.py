@@ -32,7 +32,8 @@ def launch_training(role: str, overrides: Sequence[str], *, resume: bool, dry_ru
         from onpol_cli.stages.torchrun import launch_processes, under_torchrun
 
         if not under_torchrun():
-            return launch_processes(config, command[1:], resume=resume, as_json=as_json)
+            launch_processes(config, command[1:], resume=resume, as_json=as_json)
+            return
     from onpol_cli.stages.train import train_model
 
     path = train_model(config, role=role, command=command, resume=resume)

@@ -72,7 +72,8 @@ def run_reproduction(request: ReproduceRequest) -> None:
     config = compose([f"experiment={request.experiment}", *request.overrides])
     jobs = plan(request, config)
     if request.dry_run:
-        return show_plan(jobs, request)
+        show_plan(jobs, request)
+        return
     start = time.perf_counter()
     run_jobs(jobs, workers(config))
     from onpol_cli.stages.compare import CompareRequest, run_comparison
@@ -85,7 +86,7 @@ def run_reproduction(request: ReproduceRequest) -> None:
         [str(root / job.eval_name) for job in jobs], out / "report.html", out, "csv,md,json,tex,png,svg",
         as_json=request.as_json, note=_note(request, seconds),
     )  # fmt: skip
-    return run_comparison(comparison)
+    run_comparison(comparison)
 
 
 def _note(request: ReproduceRequest, seconds: float) -> str:

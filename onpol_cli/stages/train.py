@@ -152,10 +152,11 @@ def assemble(
     from onpol_cli.methods.base import Source
     from onpol_cli.methods.registry import METHODS, build_method, needs_hidden, needs_reference
     from onpol_cli.sandbox import Sandbox
-    from onpol_cli.tasks.registry import build_task
+    from onpol_cli.tasks.registry import build_task, preload_for
 
-    samples = METHODS[config.method.name].source is not Source.DATASET or METHODS[config.method.name].prepares
-    sandbox = stack.enter_context(Sandbox(config.sandbox))
+    kind = METHODS[config.method.name]
+    samples = kind.source is not Source.DATASET or kind.prepares
+    sandbox = stack.enter_context(Sandbox(config.sandbox, preload_for([config.task.name])))
     task = build_task(config.task, sandbox)
     model_config = build.policy_config(config)
     tokenizer, chat = build.tokenizer_and_chat(model_config.path)
