@@ -55,7 +55,7 @@ def measure_kl(
         result[task.name] = {
             "model_base": model_base,
             "base_model": base_model,
-            "n_tokens": {"model_base": n_model, "base_model": n_base},
+            "n_tokens": n_model + n_base,
         }
     return result
 
