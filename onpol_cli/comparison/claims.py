@@ -82,18 +82,35 @@ class Statement:
 
     def sentence(self) -> str:
         """The statement in words."""
-        if self.kind is Kind.association:
-            return f"forgetting rises with {self.metric} on {self.bench} prompts"
-        where = "" if self.kind is Kind.curve or self.metric == FORGETTING else f" on {self.bench}"
         margin = f" (margin {self.margin:g})" if self.margin else ""
-        words = {
-            Kind.superiority: "better than",
-            Kind.non_inferiority: "not worse than",
-            Kind.equivalence: "equal to",
-            Kind.difference: "different from",
-            Kind.curve: "more abrupt than",
-        }
-        return f"{self.metric}{where}: {self.left} {words[self.kind]} {self.right}{margin}"
+        if self.kind is Kind.association:
+            return f"forgetting rises with {_KL_WORDS[self.metric]} on {self.bench} prompts"
+        if self.kind is Kind.curve:
+            return f"{self.left} {_CURVE_WORDS[self.metric]} {self.right}"
+        if self.metric == FORGETTING:
+            return f"{self.left} {_FORGET_WORDS[self.kind]} {self.right}{margin}"
+        metric = METRICS[self.metric]
+        word = _WORDS[self.kind].replace("better", "better (lower)" if metric.better < 0 else "better")
+        return f"{metric.title} on {self.bench}: {self.left} {word} {self.right}{margin}"
+
+
+_WORDS = {
+    Kind.superiority: "better than",
+    Kind.non_inferiority: "not worse than",
+    Kind.equivalence: "equal to",
+    Kind.difference: "different from",
+}
+_FORGET_WORDS = {
+    Kind.superiority: "forgets less than",
+    Kind.non_inferiority: "forgets no more than",
+    Kind.equivalence: "forgets as much as",
+    Kind.difference: "forgets differently from",
+}
+_CURVE_WORDS = {
+    "entropy-half-step": "loses half of its entropy fall in fewer steps than",
+    "reward-jump": "has a larger share of its reward rise within 5 steps than",
+}
+_KL_WORDS = {"kl/base_model": "KL(base‖model)", "kl/model_base": "KL(model‖base)"}
 
 
 @dataclass(frozen=True)

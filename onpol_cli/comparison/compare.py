@@ -76,7 +76,10 @@ class Comparison:
                 *_one(rows, "divergence", frames.divergence_frame),
                 *_one(rows, "update", frames.update_frame),
             ],
-            "Costs": lambda: _one(rows, "costs", frames.cost_frame),
+            "Costs": lambda: [
+                *_one(rows, "costs", frames.cost_frame),
+                *filter(None, [frames.reach_frame(rows.get("costs", []))]),
+            ],
             "Outcomes": lambda: [
                 *_one(rows, "outcomes", frames.outcome_frame), *_one(rows, "families", frames.family_frame),
             ],

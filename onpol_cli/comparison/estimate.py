@@ -87,7 +87,8 @@ def score(column: Column, label: str, level: float = 0.95) -> Estimate:
     num, den = column.rows(label)
     seeds = column.seeds(label)
     each = ratios(num, den)
-    estimate = _estimate(num, den, None, None, paired=True, n=column.counted(label), level=level)
+    draws = _draws(column, label, "left")
+    estimate = _estimate(draws, (num, den), None, paired=True, n=column.counted(label), level=level)
     low, high, how = estimate.low, estimate.high, estimate.method
     if column.metric.proportion and len(seeds) == 1 and (column.samples == 1 or estimate.se == 0):
         # A bootstrap of equal values has no width; Wilson's interval does.
@@ -111,7 +112,8 @@ def difference(column: Column, left: str, right: str, level: float = 0.95) -> Es
     else:
         by_seed = ()
     either = int(((den_l.sum(axis=0) > 0) | (den_r.sum(axis=0) > 0)).sum())
-    estimate = _estimate(num_l, den_l, num_r, den_r, paired=paired, n=either, level=level)
+    draws = _draws(column, left, "left") - _draws(column, right, "left" if paired else "right")
+    estimate = _estimate(draws, (num_l, den_l), (num_r, den_r), paired=paired, n=either, level=level)
     low, high, how = estimate.low, estimate.high, estimate.method
     se, problem_variance = estimate.se, estimate.problem_variance
     if column.metric.proportion and len(seeds_l) == len(seeds_r) == 1 and (column.samples == 1 or se == 0):
@@ -150,22 +152,19 @@ def _influence(num: Array, den: Array) -> Array:
     return np.asarray((num - ratios(num, den)[:, None] * den) / np.where(total > 0, total, np.nan))
 
 
-def _estimate(
-    num_l: Array, den_l: Array, num_r: Array | None, den_r: Array | None, *, paired: bool, n: int, level: float
-) -> Estimate:
+Side = tuple[Array, Array]
+"""(num, den) of one label, [S, P] each."""
+
+
+def _estimate(draws: Array, one: Side, other: Side | None, *, paired: bool, n: int, level: float) -> Estimate:
     """Value, interval and variance parts (see the module)."""
-    left = ratios(num_l, den_l)
-    right = ratios(num_r, den_r) if num_r is not None and den_r is not None else None
+    left, right = ratios(*one), ratios(*other) if other else None
     value = float(left.mean() - (right.mean() if right is not None else 0.0))
-    draws = _draws(num_l, den_l, "left")
-    influence = _influence(num_l, den_l).mean(axis=0)
-    if num_r is not None and den_r is not None and right is not None:
-        draws = draws - _draws(num_r, den_r, "left" if paired else "right")
-        influence = influence - _influence(num_r, den_r).mean(axis=0)
+    influence = _influence(*one).mean(axis=0) - (_influence(*other).mean(axis=0) if other else 0.0)
     size, seeds = influence.size, max(len(left), len(right) if right is not None else 1)
     problem = float((influence**2).sum()) * size / max(size - 1, 1)
     seed, df_parts = _seed_variance(left, right, paired)
-    mixed = _interaction(num_l, den_l, num_r, den_r, paired) if df_parts else 0.0
+    mixed = _interaction(one, other, paired) if df_parts else 0.0
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2]) if not np.isnan(value) else (np.nan, np.nan)
     total, df, how = problem, inf, "bootstrap over problems"
     if df_parts:
@@ -177,15 +176,17 @@ def _estimate(
     return Estimate(value, float(low), float(high), sqrt(total), df, n, seeds, total - outside, outside, (), how)
 
 
-def _draws(num: Array, den: Array, stream: str) -> Array:
-    """[draws] resampled scores: problems shared by all sides, seeds by the sides of one stream."""
-    weights = resamples(num.shape[1], "problems")
-    top, below = weights @ num.T, weights @ den.T
-    each = np.divide(top, below, out=np.full_like(top, np.nan), where=below > 0)
-    if len(num) == 1:
-        return np.asarray(each[:, 0])
-    shares = resamples(len(num), f"seeds-{stream}") / len(num)
-    return np.asarray((each * shares).sum(axis=1))
+def _draws(column: Column, label: str, stream: str) -> Array:
+    """[draws] resampled scores: problems shared by all labels, seeds by the sides of one stream."""
+    key = ("draws", label, stream)
+    if key not in column.cache:
+        num, den = column.rows(label)
+        weights = resamples(num.shape[1], "problems")
+        top, below = weights @ num.T, weights @ den.T
+        each = np.divide(top, below, out=np.full_like(top, np.nan), where=below > 0)
+        shares = resamples(len(num), f"seeds-{stream}") / len(num)
+        column.cache[key] = (each * shares).sum(axis=1)
+    return np.asarray(column.cache[key])
 
 
 def _seed_variance(left: Array, right: Array | None, paired: bool) -> tuple[float, list[tuple[float, float]]]:
@@ -197,12 +198,11 @@ def _seed_variance(left: Array, right: Array | None, paired: bool) -> tuple[floa
     return sum(v for v, _ in parts), parts
 
 
-def _interaction(num_l: Array, den_l: Array, num_r: Array | None, den_r: Array | None, paired: bool) -> float:
+def _interaction(one: Side, other: Side | None, paired: bool) -> float:
     """Variance that both the seed and the problem component contain: answers drawn anew for each."""
-    tables = [_influence(num_l, den_l)]
-    if num_r is not None and den_r is not None:
-        other = _influence(num_r, den_r)
-        tables = [tables[0] - other] if paired else [*tables, other]
+    tables = [_influence(*one)]
+    if other is not None:
+        tables = [tables[0] - _influence(*other)] if paired else [*tables, _influence(*other)]
     total = 0.0
     for table in tables:
         seeds, size = table.shape

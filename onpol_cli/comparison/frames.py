@@ -6,7 +6,7 @@ Owns what a reader sees in the terminal, Markdown, LaTeX and the report; `render
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onpol_cli.comparison.forgetting import Forgetting
@@ -42,6 +42,7 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """Fixed digits; an en dash where there is no number."""
     if value is None or value != value:
         return "–"
+    value = round(value, digits) + 0.0  # + 0.0 turns a negative zero into zero
     return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
@@ -57,7 +58,7 @@ def ranged(row: dict[str, Any], *, sign: bool = False, key: str = "value") -> st
 
 def p_value(p: float | None) -> str:
     """Three digits, `< 0.001` below."""
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "–" if p is None else "<\u00a00.001" if p < 0.001 else f"{p:.3f}"
 
 
 def amount(value: float | None) -> str:
@@ -81,7 +82,9 @@ def paper_frames(scores: Scores, rows: Rows) -> list[Frame]:
     for heat in scores.temperatures:
         for bench in shown:
             own = [(bench, m.name, m.title) for m in scores.metrics(bench)] if bench else []
-            columns = own + [(other, "pass@1", other) for other in scores.other_benches]
+            columns = [c for c in own if c[1] != "exact_reversal"]
+            columns += [(other, "pass@1", other) for other in scores.other_benches]
+            columns += [c for c in own if c[1] == "exact_reversal"]
             cells = [(b, heat, m) for b, m, _ in columns]
             frames.append(_paper_frame(scores, index, bench, heat, [c[2] for c in columns], cells))
     return frames
@@ -121,7 +124,7 @@ def difference_frame(scores: Scores, rows: Rows, *, brief: bool) -> Frame:
         line = [
             r["bench"], r["title"], f"{r['left']} − {r['right']}", ranged(r, sign=True), p_value(r["p"]),
             p_value(r["p_holm"]) + ("*" if r["resolved"] else ""), f"{r['won']}/{r['lost']}", str(r["n"]),
-            "" if r["resolved"] else to_resolve(r["needed_problems"], r["needed_seeds"]),
+            _still_needed(r),
         ]  # fmt: skip
         if several:
             line.insert(6, _seeds_cell(r))
@@ -146,11 +149,18 @@ def _related(row: dict[str, Any], tutors: set[tuple[str, str]]) -> bool:
     return (row["left"], row["right"]) in tutors or (row["right"], row["left"]) in tutors
 
 
-def to_resolve(problems: int | None, seeds: int | None, unit: str = "problems") -> str:
-    """`1,234 problems or 9 seeds`; a dash where neither would do."""
+def to_resolve(row: dict[str, Any], unit: str = "problems") -> str:
+    """`1,234 problems or 9 seeds` (`and` where neither alone would do); a dash where more data do not help."""
+    problems, seeds = row["needed_problems"], row["needed_seeds"]
     parts = [f"{problems:,} {unit}"] if problems else []
     parts += [f"{seeds:,} seeds"] if seeds else []
-    return " or ".join(parts) or "–"
+    return (" and " if row["needed_together"] else " or ").join(parts) or "–"
+
+
+def _still_needed(row: dict[str, Any]) -> str:
+    if row["resolved"]:
+        return ""
+    return "only before Holm" if row["p"] < 0.05 else to_resolve(row)
 
 
 def claim_frame(rows: Rows) -> Frame:
@@ -158,16 +168,16 @@ def claim_frame(rows: Rows) -> Frame:
     body = []
     for r in rows:
         unit = "checkpoints" if r["kind"] == "association" else "problems"
-        wanted = to_resolve(r["needed_problems"], r["needed_seeds"], unit) if r["verdict"] == "unresolved" else ""
+        wanted = to_resolve(r, unit) if r["verdict"] == "unresolved" else ""
         effect = ranged(r, sign=True, key="effect")
-        note = r["note"] + (f"; to resolve: {wanted}" if wanted not in ("", "–") else "")
+        notes = [r["note"]] + ([f"to resolve: {wanted}"] if wanted not in ("", "–") else [])
         body.append(
             [r["claim"], r["statement"], r["verdict"], effect, p_value(r["p"]), p_value(r["p_holm"]),
-             str(r["n"] or "–"), str(r["seeds"] or "–"), note.removeprefix("; ")]
+             str(r["n"] or "–"), str(r["seeds"] or "–"), "; ".join(filter(None, notes))]
         )  # fmt: skip
     columns = ("claim", "statement", "verdict", "effect", "p", "p (Holm)", "n", "seeds", "note")
-    notes = ("Verdicts by 95% interval (equivalence: two one-sided tests at 5%); not corrected, Holm stands beside.",)
-    return Frame("claims", "Claims", columns, body, notes, True)
+    foot = ("Verdicts by 95% interval (equivalence: two one-sided tests at 5%); not corrected, Holm stands beside.",)
+    return Frame("claims", "Claims", columns, body, foot, True)
 
 
 def forgetting_frame(found: Sequence[Forgetting]) -> Frame:
@@ -227,26 +237,36 @@ def cost_frame(rows: Rows) -> Frame:
     body = [
         [r["model"], str(r["runs"]), amount(r["steps"]), amount(r["tokens_generated"]), amount(r["tokens_scored"]),
          amount(r["tokens_trained"]), *(amount(r[f"seconds_{phase}"]) for phase in PHASES),
-         amount(r["seconds_wall"]), amount(r["peak_mb"]), amount(r["gpu_seconds"]), _reach(r)]
+         amount(r["seconds_wall"]), amount(r["peak_mb"]), amount(r["gpu_seconds"])]
         for r in rows
     ]  # fmt: skip
     columns = (
         "model", "runs", "steps", "generated", "scored", "trained", "generate s", "grade s", "score s", "train s",
-        "sync s", "wall s", "peak MB", "GPU s", "reached tutor",
+        "sync s", "wall s", "peak MB", "GPU s",
     )  # fmt: skip
     notes = ("Means over seeds. generated: student tokens; scored: teacher tokens; trained: tokens with a gradient.",)
-    return Frame("costs", "What it cost", columns, body, notes, True)
+    return _without_empty(Frame("costs", "What it cost", columns, body, notes, True))
 
 
-def _reach(row: dict[str, Any]) -> str:
-    if row["reached_tutor"] is None:
-        return "–"
-    if row["to_tutor_step"] is None:
-        return f"{row['reached_tutor']} runs"
-    return (
-        f"{row['reached_tutor']} runs: step {amount(row['to_tutor_step'])}, {amount(row['to_tutor_seconds'])} s, "
-        f"{amount(row['to_tutor_generated'])} tokens"
-    )
+def _without_empty(frame: Frame) -> Frame:
+    """`frame` without columns that hold nothing but dashes."""
+    keep = [i for i in range(len(frame.columns)) if any(row[i] != "–" for row in frame.rows)]
+    columns, rows = tuple(frame.columns[i] for i in keep), [[row[i] for i in keep] for row in frame.rows]
+    return replace(frame, columns=columns, rows=rows)
+
+
+REACH = ("step", "seconds", "generated", "scored")
+
+
+def reach_frame(rows: Rows) -> Frame | None:
+    """What it took each student to reach its tutor's score on a validated bench; None without students."""
+    students = [r for r in rows if r["reached_tutor"] is not None]
+    body = [
+        [r["model"], r["reached_tutor"], *(amount(r[f"to_tutor_{name}"]) for name in REACH)]
+        for r in students
+    ]
+    columns = ("model", "runs that reached it", "step", "seconds", "student tokens", "teacher tokens")
+    return Frame("reach", "Cost of reaching the tutor's score in validation", columns, body) if students else None
 
 
 def outcome_frame(rows: Rows) -> Frame:

@@ -9,7 +9,7 @@ statements; Holm-adjusted p-values stand beside. Owns the rules; estimates come 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isnan
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from onpol_cli.comparison.claims import FORGETTING, Claim, Kind, Statement, Verdict, column_of
 from onpol_cli.comparison.curves import CURVE_FUNCTIONS, association
 from onpol_cli.comparison.estimate import ratios
-from onpol_cli.comparison.power import needed
+from onpol_cli.comparison.power import Need, needed
 from onpol_cli.comparison.records import EvalRun
 from onpol_cli.comparison.scores import Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm, paired_t, upper_tail
@@ -35,7 +35,7 @@ class Judged:
         effect, low, high: left minus right (the metric's unit), or rho; None where not computable.
         p: of the test behind the verdict; `p_holm` corrected across all statements.
         n: problems (checkpoints for an association, 0 for curves); `seeds` on the larger side.
-        needed_problems, needed_seeds: sizes that would resolve it, None if not by that alone.
+        need: sizes that would resolve it (problems; checkpoints for an association).
         note: why, in one line.
         premise: the premise as judged, if there is one.
     """
@@ -49,8 +49,7 @@ class Judged:
     p_holm: float | None = None
     n: int = 0
     seeds: int = 0
-    needed_problems: int | None = None
-    needed_seeds: int | None = None
+    need: Need = field(default_factory=Need)
     note: str = ""
     premise: Judged | None = None
 
@@ -121,10 +120,10 @@ def _paired(statement: Statement, scores: Scores) -> Judged:
     if isnan(estimate.value):
         return Judged(statement, Verdict.unresolved, note=f"{statement.metric}: nothing counted on one side")
     verdict, p, bound = decide(statement, pair)
-    need = needed(estimate, bound) if verdict is Verdict.unresolved else None
+    need = needed(estimate, bound) if verdict is Verdict.unresolved else Need()
     return Judged(
         statement, verdict, estimate.value, estimate.low, estimate.high, p, None, estimate.n, estimate.seeds,
-        need.problems if need else None, need.seeds if need else None,
+        need,
         "" if estimate.seeds > 1 else "one seed: about these checkpoints, not about the methods",
     )  # fmt: skip
 
@@ -187,7 +186,8 @@ def _curve(statement: Statement, scores: Scores) -> Judged:
     if verdict is Verdict.unresolved and np.mean(gaps) != 0:
         seeds = int(np.ceil((2.8 * np.std(gaps, ddof=1) / np.mean(gaps)) ** 2)) + 1
     return Judged(
-        statement, verdict, float(np.mean(gaps)), low, high, p, None, 0, len(shared), None, seeds, "paired t over seeds"
+        statement, verdict, float(np.mean(gaps)), low, high, p, None, 0, len(shared), Need(None, seeds),
+        "paired t over seeds",
     )
 
 
@@ -210,9 +210,9 @@ def _association(statement: Statement, scores: Scores) -> Judged:
     verdict = Verdict.unresolved
     if p < ALPHA and (low > 0 or high < 0):
         verdict = Verdict.supported if rho > 0 else Verdict.contradicted
-    note = "Spearman's rho over checkpoints; needed: checkpoints"
-    missing = need if verdict is Verdict.unresolved else None
-    return Judged(statement, verdict, rho, low, high, p, None, len(points), 0, missing, None, note)
+    note = "Spearman's rho over checkpoints"
+    missing = Need(need if verdict is Verdict.unresolved else None)
+    return Judged(statement, verdict, rho, low, high, p, None, len(points), 0, missing, note)
 
 
 def association_points(scores: Scores, direction: str, bench: str) -> list[tuple[EvalRun, float, float]]:

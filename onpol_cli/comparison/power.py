@@ -23,24 +23,32 @@ _MOST = 10_000_000
 
 @dataclass(frozen=True)
 class Need:
-    """Sizes that would resolve the gap; None where more of that kind alone does not help."""
+    """Sizes that would resolve the gap.
 
-    problems: int | None
-    seeds: int | None
+    Attributes:
+        problems, seeds: enough alone, the other staying as it is; None where that alone does not help.
+        together: both are needed at once (neither alone would do).
+    """
+
+    problems: int | None = None
+    seeds: int | None = None
+    together: bool = False
 
 
 def needed(estimate: Estimate, bound: float = 0.0, alpha: float = 0.05, power: float = POWER) -> Need:
     """Problems (seeds as they are) and seeds (problems as they are) that would separate value from `bound`."""
     gap = abs(estimate.value - bound)
     if gap == 0 or not isfinite(gap):
-        return Need(None, None)
+        return Need()
     target = (gap / (_Z(1 - alpha / 2) + _Z(power))) ** 2
-    return Need(
-        _scale(estimate.n, estimate.problem_variance, target - estimate.seed_variance),
-        _scale(estimate.seeds, estimate.seed_variance, target - estimate.problem_variance)
-        if estimate.seed_variance > 0
-        else None,
-    )
+    problems = _scale(estimate.n, estimate.problem_variance, target - estimate.seed_variance)
+    if estimate.seed_variance == 0:
+        return Need(problems)
+    seeds = _scale(estimate.seeds, estimate.seed_variance, target - estimate.problem_variance)
+    if problems is None and seeds is None:
+        whole = estimate.problem_variance + estimate.seed_variance
+        return Need(_scale(estimate.n, whole, target), _scale(estimate.seeds, whole, target), together=True)
+    return Need(problems, seeds)
 
 
 def _scale(size: int, variance: float, room: float) -> int | None:

@@ -9,8 +9,9 @@ Owns metric definitions and the arrays; intervals and tests live in `estimate` a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,8 @@ class Column:
     num: Array
     den: Array
     samples: int
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Resampled scores and finished pairs: claims, tables and forgetting ask for the same ones."""
 
     def labels(self) -> list[str]:
         """Labels in order of first appearance."""
@@ -107,7 +110,7 @@ class Column:
         if keep.all():
             return self
         names = tuple(self.problems[i] for i in np.flatnonzero(keep))
-        return replace(self, problems=names, num=self.num[:, keep], den=self.den[:, keep])
+        return replace(self, problems=names, num=self.num[:, keep], den=self.den[:, keep], cache={})
 
 
 class Scores:

@@ -15,7 +15,7 @@ import numpy as np
 
 from onpol_cli.comparison.estimate import Estimate, score
 from onpol_cli.comparison.judge import JudgedClaim
-from onpol_cli.comparison.power import needed
+from onpol_cli.comparison.power import Need, needed
 from onpol_cli.comparison.scores import METRICS, Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm
 from onpol_cli.core.intervals import wilson
@@ -70,14 +70,14 @@ def _pairs(scores: Scores, bench: str) -> list[Paired]:
 
 def _difference(pair: Paired, adjusted: float) -> dict[str, Any]:
     estimate = pair.estimate
-    need = needed(estimate)
+    need = needed(estimate) if pair.p >= 0.05 else Need()
     return {
         "bench": pair.bench, "metric": pair.metric, "title": METRICS[pair.metric].title, "left": pair.left,
         "right": pair.right, **_numbers(estimate), "p": pair.p, "p_holm": adjusted, "test": pair.test,
         "p_problems": pair.p_problems, "p_seeds": pair.p_seeds, "low_seeds": pair.low_seeds,
         "high_seeds": pair.high_seeds, "won": pair.won, "lost": pair.lost, "seeds": dict(estimate.by_seed),
         "interval": estimate.method, "resolved": bool(adjusted < 0.05),
-        "needed_problems": need.problems, "needed_seeds": need.seeds,
+        "needed_problems": need.problems, "needed_seeds": need.seeds, "needed_together": need.together,
     }  # fmt: skip
 
 
@@ -103,7 +103,9 @@ def family_rows(scores: Scores) -> Rows:
                 for family in answer.families:
                     cells.setdefault((answer.bench, family, run.label), []).append((answer.passed, answer.excess))
     rows = []
-    for (bench, family, label), entries in sorted(cells.items()):
+    order = sorted(cells, key=lambda key: (key[0], key[1], scores.labels.index(key[2])))
+    for bench, family, label in order:
+        entries = cells[bench, family, label]
         passed = [excess for ok, excess in entries if ok and excess is not None]
         low, high = wilson(sum(ok for ok, _ in entries), len(entries))
         rows.append(
@@ -123,7 +125,8 @@ def claim_rows(judged: Sequence[JudgedClaim]) -> Rows:
             "metric": part.statement.metric, "left": part.statement.left, "right": part.statement.right,
             "margin": part.statement.margin, "verdict": part.verdict.value, "effect": part.effect, "low": part.low,
             "high": part.high, "p": part.p, "p_holm": part.p_holm, "n": part.n, "seeds": part.seeds,
-            "needed_problems": part.needed_problems, "needed_seeds": part.needed_seeds, "note": part.note,
+            "needed_problems": part.need.problems, "needed_seeds": part.need.seeds,
+            "needed_together": part.need.together, "note": part.note,
             "premise": part.premise.statement.sentence() if part.premise else None,
             "premise_verdict": part.premise.verdict.value if part.premise else None,
         }

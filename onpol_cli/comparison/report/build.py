@@ -24,6 +24,9 @@ from onpol_cli.comparison.scores import Scores
 from onpol_cli.comparison.tables import Rows
 from onpol_cli.core.types import Outcome
 
+SHORT = 34
+"""Cells up to this many characters are never broken over lines."""
+_TAG = re.compile(r"<[^>]*>")
 _CELL = re.compile(r"^([+-]?[\d.]+) (\[[^\]]*\])(.*)$")
 
 
@@ -140,7 +143,8 @@ def _head(names: Iterable[str]) -> str:
 
 def _row(cells: Iterable[str], *, minor: bool = False) -> str:
     opening = '<tr class="minor">' if minor else "<tr>"
-    return f"{opening}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    tagged = (f'<td class="short">{c}</td>' if len(_TAG.sub("", c)) <= SHORT else f"<td>{c}</td>" for c in cells)
+    return f"{opening}{''.join(tagged)}</tr>"
 
 
 def _cell(text: str) -> str:
@@ -170,14 +174,13 @@ def _claims(rows: Rows) -> str:
 
 def _statement(row: dict[str, Any]) -> str:
     unit = "checkpoints" if row["kind"] == "association" else "problems"
-    wanted = to_resolve(row["needed_problems"], row["needed_seeds"], unit)
-    note = row["note"] + (f"; to resolve: {wanted}" if row["verdict"] == "unresolved" and wanted != "–" else "")
-    if row["premise"] and row["premise_verdict"] == "supported":
-        note = f"premise supported: {row['premise']}" + (f"; {note}" if note else "")
+    wanted = to_resolve(row, unit)
+    notes = [f"premise supported: {row['premise']}"] if row["premise_verdict"] == "supported" else []
+    notes += [row["note"], f"to resolve: {wanted}" if row["verdict"] == "unresolved" and wanted != "–" else ""]
     cells = [
         escape(row["statement"]), _badge(row["verdict"]), _cell(ranged(row, sign=True, key="effect")),
         escape(p_value(row["p"])), escape(p_value(row["p_holm"])), str(row["n"] or "–"), str(row["seeds"] or "–"),
-        escape(note.removeprefix("; ")),
+        escape("; ".join(filter(None, notes))),
     ]  # fmt: skip
     return _row(cells)
 
@@ -222,6 +225,7 @@ def browser_data(scores: Scores) -> dict[str, Any]:
     families = sorted({str(f) for key in keys for f in (facts.get(key, {}).get("families") or ())})
     return {
         "models": [run.key for run in scores.runs],
+        "shown": [next(i for i, run in enumerate(scores.runs) if run.label == label) for label in scores.labels],
         "benches": scores.benches,
         "families": families,
         "outcomes": [outcome.value for outcome in Outcome],

@@ -20,7 +20,8 @@ def page_svg(data: bytes, name: str, caption: str) -> str:
     """The `<svg>` element as text, ids prefixed with `name`, titled with `caption` for screen readers."""
     root = ET.fromstring(data)
     _clean(root, name)
-    root.attrib.pop("width", None)
+    # A little larger than on paper; the style sheet shrinks what is too wide.
+    root.set("width", f"{float(root.attrib.pop('width').removesuffix('pt')) * 1.2:.0f}")
     root.attrib.pop("height", None)
     root.set("role", "img")
     root.set("stroke-linejoin", "round")

@@ -105,8 +105,13 @@
   };
   // One changed line as its old and new form, with the changed tokens marked.
   const changedPair = (before, after) => {
-    const a = tokens(before), b = tokens(after), old = [], fresh = [];
-    for (const [kind, i, j] of script(a, b)) {
+    const a = tokens(before), b = tokens(after), steps = script(a, b), old = [], fresh = [];
+    const word = (token) => /\S/.test(token);
+    const same = steps.filter(([kind, i]) => kind === 0 && word(a[i])).length;
+    if (2 * same < 0.4 * (a.filter(word).length + b.filter(word).length)) { // unlike lines: no marks inside
+      return [codeRow("−", [[0, before]]), codeRow("+", [[0, after]])];
+    }
+    for (const [kind, i, j] of steps) {
       if (kind <= 0) old.push([kind, a[i]]);
       if (kind >= 0) fresh.push([kind, b[j]]);
     }
@@ -242,7 +247,7 @@
   });
 
   // ---- one problem -----------------------------------------------------------------------------------
-  const shown = new Set(models.map((_, i) => i).filter((i) => i < 8));
+  const shown = new Set(data.shown.slice(0, 8)); // the first seed of each label
   for (const [i, name] of models.entries()) {
     const label = make("label"), box = make("input");
     box.type = "checkbox";
@@ -266,7 +271,7 @@
     if (!answer) return card(models[model], "", "", [make("p", "empty", "not answered")]);
     const grades = [`reward ${fixed(answer.reward)}`];
     if (answer.excess !== null) grades.push(`excess Lev. ${fixed(answer.excess)}`);
-    if (answer.cc !== null) grades.push(`added CC ${answer.cc}`);
+    if (answer.cc !== null) grades.push(`added CC ${Number.isInteger(answer.cc) ? answer.cc : fixed(answer.cc)}`);
     if (answer.of > 1) grades.push(`${answer.passed} of ${answer.of} samples pass; the first is shown`);
     const full = make("details"), summary = make("summary", "", "Full answer");
     full.append(summary, make("pre", "", answer.completion));
