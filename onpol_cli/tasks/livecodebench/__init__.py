@@ -1,1 +1,1 @@
-"""TODO."""
+"""LiveCodeBench: official data in, official grades out. `task` is the bench, `data` its records."""
