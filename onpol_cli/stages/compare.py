@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onpol_cli.core.compose import compose, conf_dir
+from onpol_cli.core.compose import compose
+from onpol_cli.core.settings import conf_dir
 from onpol_cli.core.console import say, show, show_json, show_text
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.runs.lookup import find_run, list_runs

@@ -1,77 +1,149 @@
-"""KL(base || model) and KL(model || base) of an evaluated checkpoint, on held-out prompts of each task.
+"""How far a checkpoint moved from the base, measured on held-out prompts: KL both ways and where the update falls.
 
-Each direction uses samples of its first argument at temperature 1 on validation prompts, so that no
-evaluated problem is touched.
+Each direction of the KL uses samples of its first argument at temperature 1 on validation prompts, so that
+no evaluated problem is touched. Formulas are `evaluation.kl`'s and `evaluation.update`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onpol_cli.core.config import Config
+from onpol_cli.core.console import LOGGER
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.seeding import derive_seed
+from onpol_cli.core.types import Completion, Problem
 from onpol_cli.stages import build
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from onpol_cli.learner.chat import Chat
     from onpol_cli.learner.scorer import LocalScorer
     from onpol_cli.rollout.engine import RolloutEngine
     from onpol_cli.tasks.protocol import Task
 
 Ids = tuple[int, ...]
+Sequences = list[tuple[Ids, Ids]]
+FORCED_PLACE = 1 / 3
+"""Relative position of the forced wrong token in the reference."""
 
 
-def measure_kl(
+@dataclass
+class Moved:
+    """The base and a checkpoint side by side, with an engine that holds the checkpoint."""
+
+    config: Config
+    chat: Chat
+    engine: RolloutEngine
+    base: LocalScorer
+    model: LocalScorer
+
+    def sample(self, bench: str, prompts: Sequence[tuple[Problem, Ids]], stream: str) -> Sequences:
+        """One sample per prompt of whatever the engine holds, at temperature 1."""
+        from onpol_cli.rollout.engine import Prompt
+        from onpol_cli.stages.evaluate import sampling_at
+
+        asked = [
+            Prompt(problem.problem_id, ids, seed=derive_seed(self.config.eval.seed, stream, bench, problem.problem_id))
+            for problem, ids in prompts
+        ]
+        return [(r.prompt_ids, r.completion_ids) for r in self.engine.generate(asked, sampling_at(self.config, 1.0))]
+
+    def base_samples(self, bench: str, prompts: Sequence[tuple[Problem, Ids]]) -> Sequences:
+        """Samples of the base; the engine holds the checkpoint again afterwards."""
+        self.engine.sync_weights(weights(self.base))
+        try:
+            return self.sample(bench, prompts, "kl")
+        finally:
+            self.engine.sync_weights(weights(self.model))
+
+
+def weights(scorer: LocalScorer) -> Iterable[tuple[str, Tensor]]:
+    """Named weights of a frozen model, for an engine."""
+    from onpol_cli.learner.weights import merged_weights
+
+    return merged_weights(scorer.model)
+
+
+def measure(
     config: Config, tasks: Sequence[Task], chat: Chat, engine: RolloutEngine, checkpoint: build.Checkpoint
-) -> dict[str, Any]:
-    """By bench: `base_model` and `model_base` in nats per token, and the number of sampled tokens of each.
-
-    The base is `model.path`; a foreign model on another tokenizer has no KL and gives {}.
-    """
-    from onpol_cli.core.console import LOGGER
-    from onpol_cli.core.errors import OnpolError
-    from onpol_cli.evaluation.kl import mean_kl
-
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """KL by bench, and where the update falls; both {} for a foreign model on another tokenizer."""
     base_checkpoint = build.find_checkpoint(config.model.path, config)
     try:
         base = build.load_teacher(base_checkpoint, config, checkpoint.path)
     except OnpolError as error:
-        LOGGER.warning("No KL to the base is measured: %s", error)
-        return {}
-    model = build.load_teacher(checkpoint, config, checkpoint.path)
-    result: dict[str, Any] = {}
+        LOGGER.warning("No distance to the base is measured: %s", error)
+        return {}, {}
+    moved = Moved(config, chat, engine, base, build.load_teacher(checkpoint, config, checkpoint.path))
+    divergence: dict[str, Any] = {}
+    update: dict[str, Any] = {}
     for task in tasks:
-        problems = task.problems("validation")[: config.eval.kl_problems]
-        if not problems:
-            continue
-        prompts = build.encoded(task, chat, problems, config)
-        own = _samples(config, task.name, prompts, engine)
-        engine.sync_weights(_weights(base))
-        theirs = _samples(config, task.name, prompts, engine)
-        engine.sync_weights(_weights(model))
-        model_base, n_model = mean_kl(model, base, own)
-        base_model, n_base = mean_kl(base, model, theirs)
-        result[task.name] = {
-            "model_base": model_base,
-            "base_model": base_model,
-            "n_tokens": n_model + n_base,
-        }
-    return result
+        prompts = build.encoded(task, chat, task.problems("validation")[: config.eval.kl_problems], config)
+        own, theirs = moved.sample(task.name, prompts, "kl"), moved.base_samples(task.name, prompts)
+        divergence[task.name] = kl_of(moved, own, theirs)
+        update[task.name] = where(moved, task, prompts, theirs)
+    if checkpoint.run is not None:
+        update |= whole_update(moved, checkpoint, own_first=moved.sample(tasks[0].name, prompts, "kl"))
+    return divergence, update
 
 
-def _samples(config: Config, bench: str, prompts: Sequence[tuple[Any, Ids]], engine: RolloutEngine) -> list[tuple[Ids, Ids]]:
-    from onpol_cli.rollout.engine import Prompt
-    from onpol_cli.stages.evaluate import sampling_at
+def kl_of(moved: Moved, own: Sequences, theirs: Sequences) -> dict[str, float | int]:
+    """Both directions in nats per token and the sampled tokens."""
+    from onpol_cli.evaluation.kl import mean_kl
 
-    asked = [
-        Prompt(problem.problem_id, ids, seed=derive_seed(config.eval.seed, "kl", bench, problem.problem_id))
-        for problem, ids in prompts
-    ]
-    return [(r.prompt_ids, r.completion_ids) for r in engine.generate(asked, sampling_at(config, 1.0))]
+    model_base, n_model = mean_kl(moved.model, moved.base, own)
+    base_model, n_base = mean_kl(moved.base, moved.model, theirs)
+    return {"model_base": model_base, "base_model": base_model, "n_tokens": n_model + n_base}
 
 
-def _weights(scorer: LocalScorer) -> Any:
-    from onpol_cli.learner.weights import merged_weights
+def where(moved: Moved, task: Task, prompts: Sequence[tuple[Problem, Ids]], theirs: Sequences) -> dict[str, float]:
+    """Token-level change on the base's own samples, and recovery from a forced wrong token."""
+    from onpol_cli.evaluation.update import token_change
 
-    return merged_weights(scorer.model)
+    return {**token_change(moved.base, moved.model, theirs), **forced(moved, task, prompts)}
+
+
+def forced(moved: Moved, task: Task, prompts: Sequence[tuple[Problem, Ids]]) -> dict[str, float]:
+    """Pass rate of answers whose token a third of the way in is forced to the base's likeliest mistake."""
+    from onpol_cli.evaluation.update import forced_prefixes
+
+    pairs = [(ids, moved.chat.completion_ids(task.reference(problem))) for problem, ids in prompts]
+    states = moved.base.hidden(pairs)
+    prefixes = forced_prefixes(
+        states, moved.base.output_matrix, moved.base.vocab, [completion for _, completion in pairs], FORCED_PLACE
+    )
+    started = [(problem, (*ids, *prefix)) for (problem, ids), (prefix, _) in zip(prompts, prefixes, strict=True)]
+    tails = moved.sample(task.name, started, "forced")
+    texts = [moved.chat.text((*prefix, *tail)) for (prefix, _), (_, tail) in zip(prefixes, tails, strict=True)]
+    grades = task.grade([(problem, Completion(text)) for (problem, _), text in zip(prompts, texts, strict=True)])
+    return {"forced_pass": sum(grade.passed for grade in grades) / max(1, len(grades)), "forced_n": float(len(grades))}
+
+
+def whole_update(moved: Moved, checkpoint: build.Checkpoint, own_first: Sequences) -> dict[str, float]:
+    """Parameters that changed, and the share of trained tokens that the base finds unlikely."""
+    from onpol_cli.evaluation.update import low_probability_share, parameter_change
+
+    change = parameter_change(dict(weights(moved.base)), weights(moved.model))
+    trained = trained_tokens(moved, checkpoint) or own_first
+    return {**change, "low_prob_share": low_probability_share(moved.base, trained)}
+
+
+def trained_tokens(moved: Moved, checkpoint: build.Checkpoint) -> Sequences:
+    """Completions that a data set method was trained on; [] for methods that train on their own samples."""
+    from onpol_cli.core.compose import from_yaml
+    from onpol_cli.sandbox import Sandbox
+    from onpol_cli.tasks.registry import build_task
+
+    assert checkpoint.run is not None
+    if checkpoint.fact("method") != "sft":
+        return []
+    config = from_yaml((checkpoint.run.path / "config.yaml").read_text(encoding="utf-8"))
+    with Sandbox(config.sandbox) as sandbox:
+        task = build_task(config.task, sandbox)
+        problems = task.problems("train")[: moved.config.eval.kl_problems]
+        prompts = build.encoded(task, moved.chat, problems, config)
+        return [(ids, moved.chat.completion_ids(task.reference(problem))) for problem, ids in prompts]

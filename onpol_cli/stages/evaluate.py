@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PROBLEMS = "problems.jsonl"
 SUMMARY = "summary.json"
 KL = "kl.json"
+UPDATE = "update.json"
 
 
 @dataclass
@@ -249,9 +250,11 @@ def _sample_model(run: RunDir, config: Config, tasks: Sequence[Task], checkpoint
                     on_progress=_progress(f"{run.name} {task.name} T={temperature:g}"),
                 )
         if config.eval.kl and not (run.path / KL).is_file():
-            from onpol_cli.stages.divergences import measure_kl
+            from onpol_cli.stages.divergences import measure
 
-            write_json(run.path / KL, measure_kl(config, tasks, chat, engine, checkpoint))
+            divergence, update = measure(config, tasks, chat, engine, checkpoint)
+            write_json(run.path / UPDATE, update)
+            write_json(run.path / KL, divergence)
     return {task.name: bench_summary(_limited(task.problems("test"), config), lines[task.name]) for task in tasks}
 
 
