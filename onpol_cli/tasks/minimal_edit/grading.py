@@ -7,6 +7,8 @@ Runs nothing: the verdict comes from the sandbox.
 
 from __future__ import annotations
 
+from typing import Any
+
 from onpol_cli.core.types import Completion, Grade, Outcome, Problem
 from onpol_cli.sandbox.jobs import Verdict
 from onpol_cli.tasks.minimal_edit.fidelity import fidelity
@@ -56,5 +58,13 @@ def edit_grade(problem: Problem, completion: Completion, verdict: Verdict | None
         added_cc=measured.added_cc if measured else None,
         detail=verdict.detail if verdict is not None else "no code in the answer",
         wall_timeout=verdict is not None and verdict.wall_timeout,
-        extra={"pass_below_fail": outcome is Outcome.PASSED and reward < FAIL_REWARD},
+        extra=_extra(problem, outcome is Outcome.PASSED and reward < FAIL_REWARD),
     )
+
+
+def _extra(problem: Problem, pass_below_fail: bool) -> dict[str, Any]:
+    """Further facts for samples.jsonl: whether the original passes here is known after `onpol data verify`."""
+    extra: dict[str, Any] = {"pass_below_fail": pass_below_fail}
+    if "original_passes" in problem.meta:
+        extra["original_passes"] = bool(problem.meta["original_passes"])
+    return extra
