@@ -1,0 +1,27 @@
+"""Shared by all tests: where the real data is, and a clean set of the variables that onpol reads."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real data; missing data fails in CI and skips elsewhere."""
+    folder = Path(os.environ.get("ONPOL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        reason = f"real data not found at {folder} (set ONPOL_DATA)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_onpol_variables(monkeypatch):
+    """No test sees switches that a shell or another test has set."""
+    for name in ("ONPOL_DEBUG", "ONPOL_PLAIN"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,195 @@
+"""Tutor, student, evaluation, comparison: through the command line's own functions, on the shipped base."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onpol_cli.core.compose import compose
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.runs.rundir import read_lines, read_manifest
+from onpol_cli.stages.train import train_model
+
+SMALL = ["task.problems=24", "learner.threads=1", "sandbox.workers=1"]
+POLICY = ["method.prompts=3", "method.group=2", "rollout.sampling.max_new_tokens=32"]
+VOLATILE = ("time/", "memory/")
+
+
+def config(root: Path, *words: str):
+    return compose([f"paths.runs={root}", *SMALL, *words])
+
+
+def steady(run: Path) -> list[dict]:
+    return [
+        {k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in read_lines(run / "metrics.jsonl")
+    ]
+
+
+def train(root: Path, name: str, *words: str, role: str = "tutor", resume: bool = False) -> Path:
+    return train_model(config(root, f"run.name={name}", *words), role=role, command=["test"], resume=resume)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def tutor(root):
+    return train(root, "tutor", "method=sft", "method.steps=3", "method.epochs=0", "method.batch=4")
+
+
+def test_tutor_leaves_a_complete_run(tutor):
+    manifest = read_manifest(tutor)
+    assert manifest["status"] == "done" and manifest["label"] == "SFT" and manifest["model_role"] == "tutor"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "hashes.json"} <= {
+        item.name for item in (tutor / "checkpoint").iterdir()
+    }
+    assert [row["step"] for row in steady(tutor)] == [0, 1, 2]
+    assert not any("PATH" in str(value) and "HOME" in str(value) for value in manifest.values())
+
+
+def test_student_of_the_tutor(root, tutor):
+    run = train(root, "student", "method=opd", "tutor=latest:sft", "method.steps=2", *POLICY, role="student")
+    manifest = read_manifest(run)
+    assert manifest["label"] == "OPD from SFT" and manifest["tutor"] == "tutor"
+    rows = steady(run)
+    assert all(row["tokens/scored"] > row["tokens/generated"] > 0 for row in rows)
+    assert all({"entropy", "kl/teacher", "kl/mismatch", "reward/mean", "length/mean"} <= row.keys() for row in rows)
+
+
+@pytest.mark.parametrize("method", ["rl", "opd-exact", "rl_opd", "gkd", "opsd"])
+def test_every_policy_method_steps(root, tutor, method):
+    run = train(root, f"m-{method}", f"method={method}", "tutor=tutor", "method.steps=1", "method.batch=4", *POLICY, role="student")
+    (row,) = steady(run)
+    assert row["tokens/trained"] > 0 and "grad_norm" in row
+
+
+@pytest.mark.parametrize("method", ["rsft", "dpo"])
+def test_tutors_from_base_samples(root, method):
+    words = ["task.problems=12", "method.group=4", "method.steps=2", "method.epochs=0", "method.batch=2"]
+    run = train(root, f"m-{method}", f"method={method}", *words)
+    rows = steady(run)
+    assert [row["step"] for row in rows] == [-1, 0, 1]
+    assert rows[0]["tokens/generated"] > 0
+
+
+def test_same_seed_same_metrics(root, tutor):
+    words = ["method=rl", "method.steps=2", *POLICY]
+    first, second = (steady(train(root, f"same-{i}", *words)) for i in (1, 2))
+    assert first == second
+    other = steady(train(root, "same-3", *words, "seed=1"))
+    assert other != first
+
+
+def test_existing_run_is_refused_and_left_alone(root, tutor):
+    before = (tutor / "manifest.json").read_text()
+    with pytest.raises(OnpolError, match="exists already"):
+        train(root, "tutor", "method=sft")
+    assert (tutor / "manifest.json").read_text() == before
+
+
+def test_resume_with_other_settings_is_refused(root, tutor):
+    with pytest.raises(OnpolError, match=r"other settings: method\.batch"):
+        train(root, "tutor", "method=sft", "method.steps=3", "method.epochs=0", "method.batch=5", resume=True)
+
+
+def test_tutor_with_another_tokenizer_is_refused(root, tutor, tmp_path):
+    import shutil
+
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tutor / "checkpoint", foreign)
+    (foreign / "hashes.json").unlink()
+    file = foreign / "chat_template.jinja"
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(OnpolError, match="chat templates differ"):
+        train(root, "bad", "method=opd", f"tutor={foreign}", "method.steps=1", *POLICY, role="student")
+
+
+def test_damaged_tutor_is_refused(root, tutor, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tutor / "checkpoint", broken)
+    weights = broken / "model.safetensors"
+    blob = bytearray(weights.read_bytes())
+    blob[-100] ^= 1
+    weights.write_bytes(bytes(blob))
+    with pytest.raises(OnpolError, match=r"model\.safetensors does not match"):
+        train(root, "bad2", "method=opd", f"tutor={broken}", "method.steps=1", *POLICY, role="student")
+
+
+def test_missing_tutor_lists_those_found(root, tutor):
+    with pytest.raises(OnpolError, match=r"Which tutor\?.*tutor"):
+        train(root, "bad3", "method=opd", role="student")
+
+
+def onpol(root: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "onpol_cli.cli", *words, f"paths.runs={root}", *SMALL]
+
+
+STEPS = ["method.steps=8", "run.save_every=1", "method.epochs=0", "method.batch=4"]
+
+
+def spawn(root: Path, name: str, *more: str, resume: bool = False) -> subprocess.Popen:
+    words = [*onpol(root, "train", "tutor", "method=sft", *STEPS, f"run.name={name}", *more), *(["--resume"] if resume else [])]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if sum(1 for _ in read_lines(run / "metrics.jsonl")) >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{run.name} never reached step {step}")
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    return train(root, "whole", "method=sft", *STEPS)
+
+
+def same_end(run: Path, whole: Path) -> None:
+    assert (run / "checkpoint/model.safetensors").read_bytes() == (whole / "checkpoint/model.safetensors").read_bytes()
+    assert steady(run) == steady(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_resume_ends_alike(root, whole, number):
+    name = f"sig-{int(number)}"
+    process = spawn(root, name)
+    wait_for_step(root / name, 2)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, errors
+    assert read_manifest(root / name)["status"] == "interrupted"
+    again = spawn(root, name, resume=True)
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    same_end(root / name, whole)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_killed_run_resumes_to_the_same_weights(root, whole, step):
+    name = f"kill-{step}"
+    process = spawn(root, name)
+    wait_for_step(root / name, step)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    again = spawn(root, name, resume=True)
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    same_end(root / name, whole)
+
+
+def test_json_of_a_training_run_is_one_object(root):
+    words = onpol(root, "train", "tutor", "method=sft", "method.steps=1", "method.batch=2", "run.name=json", "--json")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "json"
