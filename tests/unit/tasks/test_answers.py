@@ -27,7 +27,11 @@ def test_completion_lines_are_text_and_samples_are_counted(tmp_path):
         ],
     )
     answers = read_answers(path)
-    assert [(r.problem_id, r.sample, r.completion.text) for r in answers] == [("a", 0, "1"), ("b", 0, "2"), ("a", 1, "3")]
+    assert [(r.problem_id, r.sample, r.completion.text) for r in answers] == [
+        ("a", 0, "1"),
+        ("b", 0, "2"),
+        ("a", 1, "3"),
+    ]
     assert not answers[0].completion.is_code
     assert [r.completion.truncated for r in answers] == [False, False, True]
 
@@ -47,7 +51,12 @@ def test_solution_and_code_list_are_code_as_it_stands(tmp_path):
         ],
     )
     found = [(r.problem_id, r.sample, r.completion.text, r.completion.is_code) for r in read_answers(path)]
-    assert found == [("a", 0, "x = 1", True), ("b", 0, "y = 1", True), ("b", 1, "y = 2", True), ("c", 0, "only text", False)]
+    assert found == [
+        ("a", 0, "x = 1", True),
+        ("b", 0, "y = 1", True),
+        ("b", 1, "y = 2", True),
+        ("c", 0, "only text", False),
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".parquet.gz"])
@@ -62,7 +71,10 @@ def test_every_format_gives_the_same_answers(tmp_path, suffix):
     else:
         data = (json.dumps(rows) if ".json." in suffix + "." else "\n".join(map(json.dumps, rows))).encode()
     path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
-    assert [(r.problem_id, r.sample, r.completion.text) for r in read_answers(path)] == [("a", 0, "é\n1"), ("b", 4, "2")]
+    assert [(r.problem_id, r.sample, r.completion.text) for r in read_answers(path)] == [
+        ("a", 0, "é\n1"),
+        ("b", 4, "2"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +130,10 @@ def test_answers_to_filtered_problems_are_skipped(tmp_path):
 def test_one_file_for_two_benches(tmp_path):
     benches = {"one": [Problem("a", "", None)], "two": [Problem("b", "", None)]}
     matched = match_answers(raws(tmp_path, "b", "a"), benches)
-    assert {name: [a.problem.problem_id for a in answers] for name, answers in matched.items()} == {"one": ["a"], "two": ["b"]}
+    assert {name: [a.problem.problem_id for a in answers] for name, answers in matched.items()} == {
+        "one": ["a"],
+        "two": ["b"],
+    }
 
 
 def test_an_id_in_two_benches_needs_the_bench_field(tmp_path):
@@ -131,5 +146,5 @@ def test_an_id_in_two_benches_needs_the_bench_field(tmp_path):
 
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n")
-    with pytest.raises(OnpolError, match="x.jsonl"):
+    with pytest.raises(OnpolError, match=r"x\.jsonl"):
         read_answers(tmp_path / "x.jsonl")

@@ -1,6 +1,7 @@
 """The plain unpickler: reads plain data of every protocol, refuses everything else without running it."""
 
 import base64
+import contextlib
 import pickle
 import zlib
 from pathlib import Path
@@ -19,7 +20,7 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN, st.integers(0, pickle.HIGHEST_PROTOCOL))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_plain_data_of_every_protocol(value, protocol):
     assert read_plain_pickle(pickle.dumps(value, protocol)) == value
 
@@ -73,12 +74,10 @@ def test_damaged_pickles_are_refused(data):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_bytes_raise_anything_else(data):
-    try:
+    with contextlib.suppress(PoisonedData):
         read_plain_pickle(data)
-    except PoisonedData:
-        pass
 
 
 def test_zip_bomb_is_stopped_at_the_limit():
