@@ -39,7 +39,7 @@ def experiments(incomplete: str) -> list[str]:
 
 def overrides(incomplete: str) -> list[str]:
     """Setting names; after `group=` the choices of a config group; after `tutor=` runs."""
-    from onpol_cli.core.compose import groups, keys
+    from onpol_cli.core.settings import groups, keys
 
     name, equals, value = incomplete.partition("=")
     if not equals:
@@ -50,6 +50,6 @@ def overrides(incomplete: str) -> list[str]:
 
 
 def _choices(group: str) -> list[str]:
-    from onpol_cli.core.compose import groups
+    from onpol_cli.core.settings import groups
 
     return groups().get(group, [])

@@ -29,7 +29,7 @@ def run(app: Any, words: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         fail(str(error) or "Interrupted.")
         return 130
-    except BaseException as error:  # noqa: BLE001 - the process boundary
+    except BaseException as error:  # the process boundary
         return _explain(error, debug)
 
 
@@ -66,8 +66,22 @@ def _explain(error: BaseException, debug: bool) -> int:
 def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     where = f" See '{context.command_path} --help'." if context is not None else ""
-    fail(f"{error.format_message()}{where}")
+    fail(f"{_usage_text(error)}{where}")
     return int(error.exit_code)
+
+
+def _usage_text(error: Any) -> str:
+    """Click's message; an unknown option that is a setting (`--seed 1`) is answered with the setting's spelling."""
+    from onpol_cli.core.settings import groups, keys, nearest
+
+    option = getattr(error, "option_name", None)
+    if option and type(error).__name__ == "NoSuchOption":
+        name = str(option).lstrip("-").replace("-", "_")
+        known = [*groups(), *keys()]
+        close = [name] if name in known else [] if error.possibilities else nearest(name, known, 1)
+        if close:
+            return f"No such option {option}. Settings have no dashes: {close[0]}=VALUE."
+    return str(error.format_message())
 
 
 def _one_line(error: BaseException) -> str:

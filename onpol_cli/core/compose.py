@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from onpol_cli.core.config import Config
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.core.overrides import check_overrides, explain, for_hydra
+from onpol_cli.core.overrides import check_grammar, check_overrides, explain, for_hydra
 from onpol_cli.core.settings import ROOT_CONFIG, conf_dir
 
 SCHEMA = "schema"
@@ -39,6 +39,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     check_overrides(overrides)
+    check_grammar(for_hydra(overrides))
     register_schema()
     GlobalHydra.instance().clear()
     try:

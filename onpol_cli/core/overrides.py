@@ -32,17 +32,17 @@ def check_overrides(words: Sequence[str], *, sweep: bool = False) -> None:
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
         name = name.lstrip("+")
-        if not equals or not name or not value and word == "=":
-            raise OnpolError(_not_an_override(words, place))
         if name.startswith("~"):
             raise OnpolError(f"{word!r} would delete a setting, which onpol has no use for. Give it a value instead.")
+        if not equals or not name:
+            raise OnpolError(_not_an_override(words, place))
         if name.split("/")[0].split(".")[0] == "hydra":
             continue
         if name not in known and name not in choices and not inside_mapping(name):
             raise OnpolError(_unknown(name, value, [*known, *choices]))
         if len(values := split_values(value)) > 1 and not sweep:
             raise OnpolError(
-                f"{word!r} lists several values. To run each: onpol sweep \"train tutor\" {word} - "
+                f'{word!r} lists several values. To run each: onpol sweep "train tutor" {word} - '
                 f"one list value is written {name}=[{value}]."
             )
         if name in choices:
@@ -102,6 +102,22 @@ def for_hydra(words: Sequence[str]) -> list[str]:
     return [f"++{word.lstrip('+')}" if inside_mapping(word.lstrip("+").split("=", 1)[0]) else word for word in words]
 
 
+def check_grammar(words: Sequence[str]) -> None:
+    """Refuse words that Hydra's grammar cannot read, naming the word (its own message does not)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            raise OnpolError(
+                f"Override {word!r} cannot be read. Quote special characters twice, once for the shell: "
+                "'model.path=\"a=b\"'; close every bracket: 'eval.benches=[humaneval,mbpp]'."
+            ) from error
+
+
 def explain(error: BaseException) -> str:
     """One line for what Hydra or OmegaConf refused."""
     text = _chain(error)
@@ -142,13 +158,6 @@ def _null(found: re.Match[str], text: str) -> str:
     return f"{found.group(1)} cannot be null; leave it out for its default."
 
 
-def _grammar(found: re.Match[str], text: str) -> str:
-    return (
-        f"Override {found.group(1)!r} cannot be read. Quote special characters twice, once for the shell: "
-        "'model.path=\"a=b\"'; close every bracket: 'eval.benches=[humaneval,mbpp]'."
-    )
-
-
 def _missing(found: re.Match[str], text: str) -> str:
     wanted = (found.group(1) or found.group(2)).removesuffix(".yaml")
     group, _, choice = wanted.rpartition("/")
@@ -163,8 +172,6 @@ def _missing(found: re.Match[str], text: str) -> str:
 
 
 _RULES = (
-    (r"Error parsing override '(.*?)'\n", _grammar),
-    (r"LexerNoViableAltException: (.*?)\n", _grammar),
     (r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", _type),
     (r"Invalid value '(.*?)', expected one of \[(.*?)\]", _enum),
     (r"Invalid value assigned: \w+ is not a ListConfig", _list),
@@ -187,6 +194,10 @@ def first_line(text: str) -> str:
     """The first telling line of an OmegaConf or Hydra text, with the setting's name in front."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    useful = [line for line in lines if not line.startswith(("full_key:", "object_type=", "See https", "reference_type="))]
-    detail = next((line for line in useful if "rror merging" not in line), useful[0] if useful else "unreadable override")
+    useful = [
+        line for line in lines if not line.startswith(("full_key:", "object_type=", "See https", "reference_type="))
+    ]
+    detail = next(
+        (line for line in useful if "rror merging" not in line), useful[0] if useful else "unreadable override"
+    )
     return f"{key}: {detail}" if key and key not in detail else detail

@@ -45,7 +45,8 @@ def keys(kind: type[Any] = Config, prefix: str = "") -> list[str]:
     for item in dataclasses.fields(kind):
         target: Any = hints[item.name]
         name = prefix + item.name
-        names += keys(target, name + ".") if dataclasses.is_dataclass(target) else [name]
+        nested: bool = dataclasses.is_dataclass(target)
+        names += keys(target, name + ".") if nested else [name]
     return names
 
 

@@ -1,0 +1,134 @@
+"""From words to a typed configuration: values arrive, mistakes get one line with the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onpol_cli.core.compose import as_dict, compose, from_yaml, to_yaml
+from onpol_cli.core.config import Config, Engine
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.overrides import check_overrides, split_values
+from onpol_cli.core.settings import conf_dir, groups, inside_mapping, keys, nearest
+
+
+def message(*words: str) -> str:
+    """What `compose` says of mistaken words."""
+    with pytest.raises(OnpolError) as caught:
+        compose(words)
+    return str(caught.value)
+
+
+def test_values_and_choices_arrive_typed() -> None:
+    config = compose(["seed=3", "rollout=vllm", "optim.lr=1e-5", "eval.benches=[humaneval,mbpp]", "method=rl"])
+    assert (config.seed, config.optim.lr, config.method.name) == (3, 1e-5, "rl")
+    assert config.eval.benches == ["humaneval", "mbpp"]
+
+
+def test_the_experiment_beats_the_groups_and_the_command_line_beats_the_experiment() -> None:
+    assert compose(["experiment=tiny"]).model.max_context == 512
+    assert compose(["experiment=tiny", "model.max_context=640"]).model.max_context == 640
+
+
+def test_a_recipe_belongs_to_its_experiment() -> None:
+    assert compose(["experiment=tiny", "method=rl"]).method.prompts == 16
+    assert compose(["experiment=none", "method=rl"]).method.prompts == 32
+
+
+def test_yaml_round_trip_is_exact() -> None:
+    config = compose(["method=opd", "eval.data.humaneval=/data/h.jsonl", "tutor=latest:sft"])
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_yaml_of_another_version_is_refused() -> None:
+    with pytest.raises(OnpolError, match=r"does not fit this version of onpol.*nonsense"):
+        from_yaml("nonsense: 1\n")
+
+
+def test_plain_data_has_values_of_enums() -> None:
+    assert as_dict(Config())["rollout"]["engine"] == Engine.hf.value
+
+
+def test_entries_of_free_mappings_need_no_plus() -> None:
+    config = compose(["eval.data.humaneval=/data/h.jsonl", "method.tutors.tiny-edit=latest:sft"])
+    assert config.eval.data == {"humaneval": "/data/h.jsonl"} and config.method.tutors == {"tiny-edit": "latest:sft"}
+
+
+MISTAKES = {
+    ("mehtod=rl",): "Unknown setting 'mehtod'. Did you mean: method",
+    ("lr=1e-6",): "Unknown setting 'lr'. Did you mean: optim.lr?",
+    ("optim.lrr=1",): "Unknown setting 'optim.lrr'. Did you mean: optim.lr",
+    ("+foo=1",): "Unknown setting 'foo'.",
+    ("seed", "1"): "Override 'seed' has no '='. Did you mean seed=1?",
+    ("seed", "=", "1"): "'seed = 1': no spaces around '='.",
+    ("seed",): "Override 'seed' has no '='. Write key=value, for example seed=1 or method=rl.",
+    ("~seed",): "'~seed' would delete a setting",
+    ("seed=1,2",): "'seed=1,2' lists several values. To run each: onpol sweep",
+    ("seed=abc",): "seed=abc is not a whole number.",
+    ("optim.lr=",): "optim.lr= has no value; it wants a number.",
+    ("optim.lr=-1",): "optim.lr must be >= 0, got -1.0.",
+    ("method=opdd",): "No method named 'opdd'. Did you mean method=opd? Choices:",
+    ("method=RL",): "No method named 'RL'. Did you mean method=rl? Choices:",
+    ("rollout.engine=vlm",): "rollout.engine=vlm is none of: hf, vllm, vllm_server. Did you mean rollout.engine=vllm?",
+    (
+        "rollout.sampling=1",
+    ): "'rollout.sampling' is a group of settings, not a value. Set one of: rollout.",
+    ("run.loggers=wandb",): "run.loggers takes a list in brackets: run.loggers=[VALUE,...].",
+    ("eval.problems=null",): "eval.problems cannot be null; leave it out for its default.",
+    ("eval.data=x",): "eval.data takes named entries: eval.data.NAME=VALUE.",
+    ("eval.benches=[a,b",): "Override 'eval.benches=[a,b' cannot be read.",
+    ("hydra/launcher=jolib",): "No hydra/launcher named 'jolib' here. Launchers: basic, joblib",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_a_mistake_gets_one_line_with_the_remedy(words: tuple[str, ...]) -> None:
+    said = message(*words)
+    assert said.startswith(MISTAKES[words]) and "\n" not in said
+
+
+def test_a_sweep_may_list_values_but_not_wrong_ones() -> None:
+    check_overrides(["seed=1,2", "method=rl,opd", "hydra/launcher=joblib", "method=choice(rl,opd)"], sweep=True)
+    with pytest.raises(OnpolError, match="No method named 'opdd'"):
+        check_overrides(["method=rl,opdd"], sweep=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("1", ["1"]),
+        ("1,2", ["1", "2"]),
+        ("[1,2],[3]", ["[1,2]", "[3]"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("{a:1,b:2}", ["{a:1,b:2}"]),
+        ("choice(1,2)", ["choice(1,2)"]),
+        ("latest:sft,latest:rl", ["latest:sft", "latest:rl"]),
+    ],
+)
+def test_values_are_cut_at_outer_commas(value: str, parts: list[str]) -> None:
+    assert split_values(value) == parts
+
+
+def test_every_setting_has_a_dotted_name() -> None:
+    assert {"seed", "optim.lr", "model.lora.rank", "rollout.sampling.top_p"} <= set(keys())
+
+
+def test_groups_are_the_folders_of_conf() -> None:
+    assert set(groups()["rollout"]) == {path.stem for path in (conf_dir() / "rollout").glob("*.yaml")}
+
+
+def test_nearest_finds_the_last_part_and_the_misspelt() -> None:
+    assert nearest("lr", keys())[0] == "optim.lr"
+    assert "rollout.engine" in nearest("rollout.engin", keys())
+    assert nearest("zzzzqqqq", keys()) == []
+
+
+def test_only_free_mappings_take_new_names() -> None:
+    assert inside_mapping("eval.data.mine") and not inside_mapping("eval.data") and not inside_mapping("eval.mine.x")
+
+
+def test_a_composition_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    compose(["method=rl"])
+    assert list(tmp_path.iterdir()) == []
