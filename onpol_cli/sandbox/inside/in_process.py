@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import _thread
 import gc
+import operator
 import queue
 import sys
 import unittest.mock
@@ -106,7 +107,7 @@ def _capture() -> dict[str, Any]:
         "watched": [*watched, sys.modules], "classes": classes, "modules": modules, "find": sys.modules.get,
         "before": [dict(place) for place in [*watched, sys.modules]] + [dict(vars(cls)) for cls in classes],
         "describe": describe, "ident": _thread.get_ident, "unittest": unittest, "mock": unittest.mock,
-        "type": type, "gc": gc,
+        "type": type, "gc": gc, "same": operator.eq,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def judge(late, program, tests, tools):
     describe, put, get, ident = tools["describe"], tools["put"], tools["get"], tools["ident"]
     mock_module, is_type = tools["mock"], tools["type"]
     mock_class, mock_dict, any_class = mock_module.NonCallableMock, vars(mock_module), type(mock_module.ANY)
-    main, forged, sentinel = ident(), [], object()
+    main, forged, sentinel, same = ident(), [], object(), tools["same"]
     comparing = (
         "__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __len__ __contains__ __class__ __getattribute__ "
         "__sub__ __rsub__ __abs__ __round__ __float__ __instancecheck__ __array__ __array_ufunc__"
@@ -42,10 +42,17 @@ def judge(late, program, tests, tools):
             found = getattr(found, part, None)
         return found is cls
 
+    def configured(entry):
+        """Whether the special method of a mock was given a behaviour of the program's choice."""
+        if isinstance(entry, mock_class):
+            effect = vars(entry).get("_mock_side_effect")
+            fixed = vars(entry).get("_mock_return_value", mock_module.DEFAULT) is not mock_module.DEFAULT
+            return fixed or getattr(effect, "__globals__", mock_dict) is not mock_dict
+        return getattr(entry, "__globals__", mock_dict) is not mock_dict
+
     def own_comparison(cls):
         if issubclass(cls, mock_class):
-            own = [vars(cls).get(name) for name in comparing]
-            return any(getattr(f, "__globals__", mock_dict) is not mock_dict for f in own if f is not None)
+            return any(configured(vars(cls)[name]) for name in ("__eq__", "__ne__") if name in vars(cls))
         suspects = [c for c in cls.__mro__ if any(name in vars(c) for name in comparing)]
         return cls is any_class or not all(library_class(c) for c in suspects)
 
@@ -54,7 +61,7 @@ def judge(late, program, tests, tools):
         cls = is_type(value)
         if cls in (int, float, str, bool, bytes, type(None)):
             return None
-        if own_comparison(cls):
+        if own_comparison(cls) or (issubclass(cls, mock_class) and call(same, (value, sentinel), {})[1] is True):
             return cls.__name__
         if depth < 4 and isinstance(value, (list, tuple, set, frozenset)):
             return next((bad for item in list(value)[:5000] if (bad := lying(item, depth + 1))), None)
@@ -120,8 +127,9 @@ def judge(late, program, tests, tools):
         function = eval(late["function"], program) if not late["entry_point"] in program else None
         candidate = tests[late["entry_point"]] if function is None else guard(function)
         try:
-            if callable(tests.get("check")):
-                tests["check"](candidate)
+            check = tests.get("check")
+            if callable(check) and late["entry_point"] != "check":
+                check(candidate)
         except BaseException as error:
             return 1, [": ".join(describe(error)[:2])]
         return 1, []

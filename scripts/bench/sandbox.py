@@ -1,0 +1,88 @@
+"""Programs per second through the sandbox: `python scripts/bench/sandbox.py [--programs N] [--workers N]`.
+
+Small pure-Python programs with five tests each, as CallJob, AssertJob and StdinJob (one test), and the
+start of the pool. Wall time depends on what else runs; `cpu_ms` (of the workers, per program) does not.
+The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+
+from onpol_cli.core.config import SandboxConfig
+from onpol_cli.sandbox import AssertJob, CallJob, Job, Sandbox, StdinJob
+
+SOURCE = """
+def f(items):
+    total = 0
+    for item in items:
+        if item % 2 == 0:
+            total += item * item
+    return total
+"""
+INPUTS = ([1, 2, 3], [], [4, 4], list(range(20)), [-2, 7])
+
+
+def expected(items: list[int]) -> int:
+    """What `SOURCE` computes."""
+    return sum(item * item for item in items if item % 2 == 0)
+
+
+def kinds() -> dict[str, Job]:
+    """One small job of each kind."""
+    asserts = "".join(f"    assert candidate({items}) == {expected(items)}\n" for items in INPUTS)
+    calls = tuple((items,) for items in INPUTS)
+    answers = tuple(map(expected, INPUTS))
+    main = f"{SOURCE}print(f([int(word) for word in input().split()]))"
+    return {
+        "call": CallJob(source=SOURCE, entry_point="f", calls=calls, expected=answers),
+        "assert": AssertJob(source=SOURCE, entry_point="f", test_source=f"def check(candidate):\n{asserts}"),
+        "stdin": StdinJob(source=main, inputs=("1 2 3 4\n",), expected=("20\n",)),
+    }
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of ended children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(job: Job, programs: int, workers: int) -> dict[str, float]:
+    """Rate and cost of one kind of job."""
+    before = cpu_of_children()
+    with Sandbox(SandboxConfig(workers=workers)) as sandbox:
+        began = time.perf_counter()
+        sandbox.run([job])
+        start = time.perf_counter() - began
+        sandbox.run([job] * workers)
+        began = time.perf_counter()
+        verdicts = sandbox.run([job] * programs)
+        seconds = time.perf_counter() - began
+        assert all(verdict.passed for verdict in verdicts), verdicts[0]
+    cpu_ms = 1000 * (cpu_of_children() - before) / programs
+    return {"per_second": round(programs / seconds, 1), "cpu_ms": round(cpu_ms, 2), "start_s": round(start, 2)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--programs", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args()
+    with Sandbox(SandboxConfig()) as sandbox:
+        isolation = sandbox.isolation
+    found = {name: measure(job, arguments.programs, arguments.workers) for name, job in kinds().items()}
+    for name, figures in found.items():
+        sys.stdout.write(f"{name:8} {figures['per_second']:8.1f} programs/s {figures['cpu_ms']:6.2f} ms CPU\n")
+    load = round(os.getloadavg()[0], 1)
+    line = {"bench": "sandbox", "isolation": isolation, "workers": arguments.workers, "load": load, **found}
+    sys.stdout.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
