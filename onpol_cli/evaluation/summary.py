@@ -3,6 +3,7 @@
 Owns the definitions of the metrics of one evaluation; comparing evaluations is `comparison`.
 Let problem p have n_p answers of which c_p pass:
   `pass@k`              mean over problems of the unbiased estimate (`passk`);
+  `avg@n`               mean pass rate where every problem has n > 1 answers (equals pass@1);
   `excess_levenshtein`  sum / count over passing answers that have a value; `added_cc` likewise.
 Intervals: Wilson over problems for pass@1 with one answer a problem, else a bootstrap that resamples
 problems. A problem without an answer (`--partial`) counts as one whose answers all fail.
@@ -16,7 +17,7 @@ from typing import Any
 
 from onpol_cli.core.intervals import Interval, bootstrap_mean, bootstrap_ratio, wilson
 from onpol_cli.core.types import Outcome, Problem
-from onpol_cli.evaluation.passk import pass_at_k, reported_k
+from onpol_cli.evaluation.passk import avg_at_k, pass_at_k, reported_k
 from onpol_cli.evaluation.records import Row
 
 SEED = 20240607
@@ -69,6 +70,8 @@ def metrics(answers: Sequence[Sequence[Row]]) -> Metrics:
     full = max(1, *map(len, answers)) if answers else 1
     counts = [(len(rows) or full, sum(_passed(row) for row in rows)) for rows in answers]
     found = {f"pass@{k}": _pass_metric(counts, k) for k in reported_k([n for n, _ in counts])}
+    if full > 1 and all(n == full for n, _ in counts):
+        found[f"avg@{full}"] = _avg_metric(answers, full)
     if any("excess_levenshtein" in row for rows in answers for row in rows):
         found |= {name: _edit_metric(answers, name) for name in EDIT_METRICS}
     return found
@@ -88,6 +91,12 @@ def _pass_metric(counts: Sequence[tuple[int, int]], k: int) -> dict[str, float |
     single = k == 1 and all(n == 1 for n, _ in counts)
     interval = wilson(sum(c for _, c in counts), len(counts)) if single else bootstrap_mean(values, SEED)
     return _entry(sum(values) / len(values), interval)
+
+
+def _avg_metric(answers: Sequence[Sequence[Row]], k: int) -> dict[str, float | None]:
+    """Mean pass rate of `k` answers a problem."""
+    values = [avg_at_k([_passed(row) for row in rows], k) if rows else 0.0 for rows in answers]
+    return _entry(sum(values) / len(values), bootstrap_mean(values, SEED))
 
 
 def _edit_metric(answers: Sequence[Sequence[Row]], name: str) -> dict[str, float | None]:
