@@ -279,6 +279,8 @@ class RolloutConfig:
     servers: list[str] = field(default_factory=list)
     """vllm_server: base URLs; empty starts `local_servers` on loopback."""
     local_servers: int = 1
+    teacher_servers: list[str] = field(default_factory=list)
+    """method.scorer=vllm_server: base URLs of servers of the teacher; empty starts one on loopback."""
     timeout_s: float = 600.0
     """Bound on every wait for an engine."""
     concurrency: int = 64

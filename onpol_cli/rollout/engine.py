@@ -153,7 +153,7 @@ def build_engine(
         tokenizer: the policy's tokenizer; its length is the real vocabulary and its EOS ends a rollout.
         seed: seeds engine internals; rollouts are seeded by their prompts.
         device: where the hf engine computes.
-        model: an already loaded transformers model whose weights the hf engine copies.
+        model: an already loaded transformers model whose weights are taken; `model_path` then gives the configuration.
 
     Raises:
         OnpolError: vLLM is asked for and not installed, or model and tokenizer do not fit.
@@ -165,7 +165,7 @@ def build_engine(
     if config.engine is Engine.vllm:
         from onpol_cli.rollout.vllm import VllmEngine
 
-        return VllmEngine(config, model_path, tokenizer, seed)
+        return VllmEngine(config, model_path, tokenizer, seed, model)
     from onpol_cli.rollout.vllm_server import ServerEngine
 
-    return ServerEngine(config, model_path, tokenizer, seed)
+    return ServerEngine(config, model_path, tokenizer, seed, model)

@@ -143,7 +143,8 @@ def environment_facts(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on."""
     from importlib.metadata import version
 
-    cpu = next((li.split(":")[1].strip() for li in open("/proc/cpuinfo") if li.startswith("model name")), "unknown")
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     versions = {name: version(name) for name in ("torch", "transformers")}
     return {"threads": options.threads, "dtype": options.dtype, "cpu": cpu, **versions}
 

@@ -30,6 +30,8 @@ def make_model():
     def make(kind="qwen3", kv_heads=1, tied=True, sharpen=8.0, seed=0, **more):
         """Random weights; `sharpen` scales the matrices, so that the distribution is peaked and draws are clear."""
         torch.manual_seed(seed)
+        if kind == "qwen3_moe":
+            more |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
         config = CONFIGS[kind](
             vocab_size=ROWS, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=kv_heads, head_dim=32, tie_word_embeddings=tied, max_position_embeddings=256, **more,

@@ -1,0 +1,104 @@
+"""One batch ahead: generating and grading the next batch while the learner trains on the last one.
+
+Owns the background thread, its hand-over, and how stale a batch is. What is produced is a callable's
+business. With `rollout.max_off_policy_steps=1` the batch of step t + 1 is sampled from the weights
+before update t, so that it is one update old when it is trained on; the importance ratio accounts for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from onpol_cli.core.errors import RunFailed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Produced(Generic[T]):
+    """A batch.
+
+    Attributes:
+        value: what `produce` returned.
+        version: sampler weights it was made with.
+        staleness: weight updates between its production and `take`.
+        waited: whether `take` produced it itself, nothing having been prepared.
+    """
+
+    value: T
+    version: int
+    staleness: int
+    waited: bool
+
+
+class Prefetcher(Generic[T]):
+    """Calls `produce(step)` one step ahead in a thread.
+
+    Use: `take(step)` at the start of a step, `settle()` before the sampler's weights change.
+
+    Args:
+        produce: makes the batch of a step; called from one other thread, one call at a time.
+        version: the sampler's current weight version.
+        steps: number of steps of the run; nothing is produced for `steps` or later.
+        ahead: 1, or 0 to produce each batch when it is taken (strictly on-policy).
+        timeout_s: bound on every wait.
+    """
+
+    def __init__(
+        self, produce: Callable[[int], T], version: Callable[[], int], steps: int, ahead: int = 1,
+        timeout_s: float = 3600.0,
+    ) -> None:
+        assert ahead in (0, 1), "one batch ahead at most"
+        self.produce, self.version, self.steps, self.ahead, self.timeout_s = produce, version, steps, ahead, timeout_s
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onpol-rollouts")
+        self.pending: tuple[int, int, Future[T]] | None = None
+
+    def take(self, step: int) -> Produced[T]:
+        """The batch of `step`; starts on the one of `step + 1`.
+
+        Raises:
+            RunFailed: it was not ready in time.
+        """
+        if self.pending is not None and self.pending[0] == step:
+            _, made_with, future = self.pending
+            value, waited = self._result(future), False
+        else:
+            self.settle()
+            made_with, waited = self.version(), True
+            value = self.produce(step)
+        self.pending = None
+        now = self.version()
+        if self.ahead and step + 1 < self.steps:
+            self.pending = (step + 1, now, self.thread.submit(self.produce, step + 1))
+        return Produced(value, made_with, now - made_with, waited)
+
+    def settle(self) -> None:
+        """Wait until nothing is being produced: weights must not change under a batch."""
+        if self.pending is not None:
+            self._result(self.pending[2])
+
+    def _result(self, future: Future[T]) -> T:
+        try:
+            return future.result(self.timeout_s)
+        except TimeoutError as error:
+            raise RunFailed(
+                f"The next batch was not sampled and graded within {self.timeout_s:.0f} s. Look into the engine's log; "
+                "the last checkpoint is kept, continue with --resume."
+            ) from error
+
+    def close(self) -> None:
+        """Let a running production finish and drop its batch."""
+        self.pending = None
+        self.thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,258 @@
+"""vLLM in this process, on a GPU or on the CPU build.
+
+Owns the engine's construction, its request loop, weight sync in place and sleep. The padded rows of a
+checkpoint's vocabulary never enter the engine: it is built with the tokenizer's size and receives its
+weights, the first ones included, through the same sync. Environment and logs are `vllm_env`'s,
+request fields `vllm_params`'.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from onpol_cli.core.config import RolloutConfig, SamplingConfig
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.types import Rollout
+from onpol_cli.learner.weights import merged_weights
+from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
+from onpol_cli.rollout.exchange import exchange_folder, model_folder, write_weights
+from onpol_cli.rollout.vllm_env import (
+    contained,
+    defaults,
+    log_path,
+    log_tail,
+    on_gpu,
+    quiet,
+    require_vllm,
+    route_logs,
+)
+from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
+
+CPU_BLOCK = 32
+"""Cache block of the CPU build, tokens: its default of 128 would leave short prompts unshared."""
+ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VllmEngine:
+    """`rollout.engine=vllm`. See `RolloutEngine` for the contract.
+
+    Args:
+        config: memory share, parallelism, number format, sleep.
+        model_path: folder or hub name: its configuration, and its weights unless `model` is given.
+        tokenizer: gives the real vocabulary, the end of sequence and the text.
+        seed: of the engine; rollouts are seeded by their prompts.
+        model: transformers causal LM whose weights are handed over.
+
+    Raises:
+        OnpolError: vLLM is not installed.
+        RunFailed: vLLM cannot start; the message names its log.
+    """
+
+    def __init__(
+        self, config: RolloutConfig, model_path: str, tokenizer: Any, seed: int = 0, model: Any = None
+    ) -> None:
+        require_vllm("rollout=vllm")
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.config, self.tokenizer, self.log = config, tokenizer, log_path()
+        shape = AutoConfig.from_pretrained(model_path)
+        self.vocabulary = real_vocabulary(tokenizer, shape.vocab_size)
+        self.context = min(config.max_context, shape.max_position_embeddings)
+        self.eos: int | None = tokenizer.eos_token_id
+        self.weight_version, self.last_stats = -1, EngineStats()
+        self.names: set[str] = set()
+        self.adapter: Any = None
+        self.asleep = False
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
+        if config.tensor_parallel > 1:
+            with model_folder(config.exchange, merged_weights(model), model.config, self.vocabulary, None) as folder:
+                self.llm = self._start(str(folder), seed)
+            self.weight_version = 0
+        else:
+            self.llm = self._start(model_path, seed)
+            self.sync_weights(merged_weights(model))  # version 0: the starting weights
+
+    def _start(self, model_path: str, seed: int) -> Any:
+        """A vLLM `LLM` with uninitialised weights."""
+        with contained(defaults()), quiet(self.log):
+            route_logs(self.log)
+            from vllm import LLM
+
+            try:
+                return LLM(**self._arguments(model_path, seed))
+            except (RuntimeError, ValueError, AssertionError, OSError) as error:
+                raise RunFailed(
+                    f"vLLM could not start: {type(error).__name__}: {str(error)[:300]}. Its log: {self.log}. On a GPU "
+                    "lower rollout.gpu_memory or rollout.max_context if memory ran out; or use rollout=hf."
+                ) from error
+
+    def _arguments(self, model_path: str, seed: int) -> dict[str, Any]:
+        """Keyword arguments of `LLM`."""
+        config, gpu = self.config, on_gpu()
+        arguments: dict[str, Any] = {
+            "model": model_path,
+            "skip_tokenizer_init": True,
+            # workers in other processes read a folder, and a dummy loader could not reload from one
+            "load_format": "dummy" if config.tensor_parallel == 1 else "safetensors",
+            "hf_overrides": {"vocab_size": self.vocabulary},
+            "dtype": config.dtype.value,
+            "seed": seed % 2**31,
+            "max_model_len": self.context,
+            "max_num_seqs": config.max_batch,
+            "enforce_eager": config.enforce_eager or not gpu,
+            "tensor_parallel_size": config.tensor_parallel,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+        }
+        if gpu:
+            arguments |= {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": config.sleep}
+        else:
+            arguments["block_size"] = CPU_BLOCK
+        if config.lora_sync == "adapter":
+            rank = next(size for size in ADAPTER_RANKS if size >= config.max_lora_rank)
+            arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+        return arguments
+
+    # ---- sampling
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Rollout]:
+        """Rollouts ordered by prompt, then sample.
+
+        Raises:
+            RunFailed: vLLM failed, or took longer than `rollout.timeout_s`.
+        """
+        check_prompts(prompts, sampling, self.vocabulary, self.context)
+        assert not self.asleep, "wake the engine before it samples"
+        began = time.perf_counter()
+        jobs = [(prompt, sample) for prompt in prompts for sample in range(prompt.samples)]
+        outputs = self._answers(jobs, sampling)
+        texts = self.tokenizer.batch_decode([out.token_ids for out in outputs], skip_special_tokens=True)
+        rollouts = [
+            make_rollout(
+                prompt, sample, list(out.token_ids), list(out.logprobs.logprobs), text,
+                eos=self.eos, vocabulary=self.vocabulary, version=self.weight_version,
+            )
+            for (prompt, sample), out, text in zip(jobs, outputs, texts, strict=True)
+        ]
+        tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+        self.last_stats = EngineStats(tokens, time.perf_counter() - began)
+        return rollouts
+
+    def _answers(self, jobs: Sequence[tuple[Prompt, int]], sampling: SamplingConfig) -> list[Any]:
+        """One vLLM `CompletionOutput` a job, in order."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        found: dict[int, Any] = {}
+        deadline = time.monotonic() + self.config.timeout_s
+        try:
+            for number, (prompt, sample) in enumerate(jobs):
+                params = SamplingParams(
+                    **request_fields(prompt, sample, sampling, self.eos),
+                    detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                engine.add_request(
+                    str(number), TokensPrompt(prompt_token_ids=list(prompt.ids)), params, lora_request=self.adapter
+                )
+            while engine.has_unfinished_requests():
+                found |= {int(out.request_id.split("-")[0]): out.outputs[0] for out in engine.step() if out.finished}
+                if time.monotonic() > deadline:
+                    raise RunFailed(
+                        f"vLLM answered {len(found)} of {len(jobs)} requests in {self.config.timeout_s:.0f} s "
+                        "(rollout.timeout_s). Raise it, or lower the batch; the checkpoint is kept: --resume."
+                    )
+        except RuntimeError as error:  # out of memory, a dead engine core, a failed kernel
+            raise RunFailed(
+                f"vLLM failed while sampling: {str(error)[:300]}. Its log: {self.log} ({log_tail(self.log)}). "
+                "The last checkpoint is kept; continue with --resume."
+            ) from error
+        return [found[number] for number in range(len(jobs))]
+
+    # ---- weights
+
+    def sync_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace all weights in place and drop the prefix cache.
+
+        Raises:
+            OnpolError: a weight is missing.
+        """
+        if self.asleep:
+            self.wake()
+        stream = CompleteWeights(weights, self.names)
+        with quiet(self.log):
+            if self.config.tensor_parallel > 1:
+                self._reload_from_folder(stream)
+            else:
+                iterator = real_rows(stream, self.vocabulary)
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
+            stream.check()
+            if not self.llm.reset_prefix_cache():
+                raise RunFailed("vLLM kept its prefix cache after a weight update: requests are still running.")
+        self.names = stream.seen
+        self.weight_version += 1
+
+    def _reload_from_folder(self, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """For workers in other processes: weights go through a file in memory-backed storage."""
+        with exchange_folder(self.config.exchange) as folder:
+            write_weights(folder, real_rows(stream, self.vocabulary))
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+
+    def sync_adapter(self, path: str) -> None:
+        """Sample with the LoRA adapter in folder `path` from now on (`rollout.lora_sync=adapter`).
+
+        Raises:
+            OnpolError: the engine was built for merged weights.
+        """
+        if self.config.lora_sync != "adapter":
+            raise OnpolError("This engine takes merged weights; set rollout.lora_sync=adapter to send adapters.")
+        from vllm.lora.request import LoRARequest
+
+        self.weight_version += 1
+        # a new id for every version: vLLM caches adapters by id
+        self.adapter = LoRARequest("policy", self.weight_version, path)
+        self.llm.reset_prefix_cache()
+
+    # ---- life
+
+    def sleep(self) -> None:
+        """On a GPU: offload weights, drop the cache (level 1). Nothing on the CPU."""
+        if on_gpu() and self.config.sleep and not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def wake(self) -> None:
+        """Bring weights and cache back."""
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        """Shut the engine down and free its memory."""
+        if self.llm is None:
+            return
+        with quiet(self.log):
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+            gc.collect()
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,118 @@
+"""What vLLM is asked for: every sampling parameter in full, and a vocabulary without padded rows.
+
+Owns the request fields shared by the engine in process and by servers, and the checks on what comes
+back. A field left out would be filled from a checkpoint's `generation_config.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from onpol_cli.core.config import SamplingConfig
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.types import Finish, Rollout
+from onpol_cli.rollout.engine import HEAD, Prompt
+
+SEED_RANGE = 2**63 - 1
+
+
+def request_fields(prompt: Prompt, sample: int, sampling: SamplingConfig, eos: int | None) -> dict[str, Any]:
+    """Sampling parameters of one rollout, by the names that `SamplingParams` and the servers share."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": max(sampling.top_k, 0),
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": prompt.sample_seed(sample) % SEED_RANGE,
+        "max_tokens": prompt.limit(sample, sampling),
+        "min_tokens": 0,
+        "n": 1,
+        "logprobs": 0,  # of the sampled token only
+        # the policy tokenizer's end of sequence and nothing that a checkpoint adds to it
+        "ignore_eos": True,
+        "stop_token_ids": [] if eos is None else [eos],
+    }
+
+
+def make_rollout(
+    prompt: Prompt, sample: int, ids: Sequence[int], logprobs: Sequence[float | None], text: str, *,
+    eos: int | None, vocabulary: int, version: int,
+) -> Rollout:
+    """A rollout from an engine's answer, after checking it.
+
+    Raises:
+        RunFailed: no token, a missing or impossible log-prob, or a token outside the real vocabulary.
+    """
+    where = f"Sample {sample} of {prompt.problem_id!r}"
+    if not ids:
+        raise RunFailed(f"{where}: vLLM returned no token. Look into its log; resume with --resume.")
+    if len(logprobs) != len(ids) or not all(map(_usable, logprobs)):
+        raise RunFailed(
+            f"{where}: vLLM returned {len(ids)} tokens without a usable log-prob for each. A missing log-prob is never "
+            "taken as 0; the server must run with logprobs enabled (--logprobs-mode processed_logprobs)."
+        )
+    if max(ids) >= vocabulary:
+        raise RunFailed(
+            f"{where}: vLLM sampled token {max(ids)} of a vocabulary of {vocabulary}: it serves padded rows or another "
+            "model. Serve the policy's own checkpoint."
+        )
+    return Rollout(
+        problem_id=prompt.problem_id,
+        sample=sample,
+        prompt_ids=prompt.ids,
+        completion_ids=tuple(ids),
+        sampler_logprobs=tuple(float(value) for value in logprobs if value is not None),
+        finish=Finish.STOP if ids[-1] == eos else Finish.LENGTH,
+        text=text,
+        weight_version=version,
+    )
+
+
+def _usable(logprob: float | None) -> bool:
+    """Whether it can be the log of a probability (with float32's rounding)."""
+    return logprob is not None and math.isfinite(logprob) and logprob < 1e-4
+
+
+def real_rows(weights: Iterable[tuple[str, Tensor]], vocabulary: int) -> Iterator[tuple[str, Tensor]]:
+    """`weights` with the embedding and output matrices cut to the real vocabulary."""
+    for name, tensor in weights:
+        cut = name == HEAD or name.endswith("embed_tokens.weight")
+        yield name, tensor[:vocabulary] if cut else tensor
+
+
+class CompleteWeights:
+    """A stream of weights that refuses to end before every expected name has passed.
+
+    vLLM loads what it is given and says nothing of the rest; with tied embeddings and no
+    `lm_head.weight` the CPU build (0.32) keeps the packed output layer of the old weights.
+
+    Args:
+        weights: names and tensors.
+        expected: names of the first sync; empty the first time.
+    """
+
+    def __init__(self, weights: Iterable[tuple[str, Tensor]], expected: set[str]) -> None:
+        self.weights, self.expected = weights, expected | {HEAD}
+        self.seen: set[str] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.weights:
+            self.seen.add(name)
+            yield name, tensor
+        self.check()
+
+    def check(self) -> None:
+        """Raise `OnpolError` if a name is missing."""
+        missing = sorted(self.expected - self.seen)
+        if missing:
+            raise OnpolError(
+                f"Weight sync: {len(missing)} weights are missing, first {missing[0]!r}. Send all of them, {HEAD} "
+                "included even where it is tied to the embeddings: vLLM would go on sampling with the old ones."
+            )

@@ -1,0 +1,191 @@
+"""Sampling from one or many vLLM servers, given by URL or started here.
+
+Owns the spread of requests over servers, the weight version that each must hold before its samples count,
+and the exchange folder of the current weights. Processes are `server_process`', HTTP is `server_client`'s.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from onpol_cli.core.config import RolloutConfig, SamplingConfig
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.types import Rollout
+from onpol_cli.learner.weights import merged_weights
+from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
+from onpol_cli.rollout.exchange import make_folder, remove_folder, write_model, write_weights
+from onpol_cli.rollout.server_client import Endpoint, Pool
+from onpol_cli.rollout.server_process import LocalServer, start_servers
+from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
+
+Job = tuple[Prompt, int]
+
+
+class ServerEngine:
+    """`rollout.engine=vllm_server`. See `RolloutEngine` for the contract.
+
+    Args:
+        config: `servers` to use, or how many `local_servers` to start; concurrency, retries, time limit.
+        model_path: folder or hub name of the starting weights, read unless `model` is given.
+        tokenizer: the policy's.
+        seed: of the servers.
+        model: transformers causal LM whose weights are handed over.
+    """
+
+    def __init__(
+        self, config: RolloutConfig, model_path: str, tokenizer: Any, seed: int = 0, model: Any = None
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.config, self.tokenizer = config, tokenizer
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
+        rows: int = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = real_vocabulary(tokenizer, rows)
+        self.context = min(config.max_context, model.config.max_position_embeddings)
+        self.eos: int | None = tokenizer.eos_token_id
+        self.weight_version, self.last_stats = 0, EngineStats()
+        self.token = uuid.uuid4().hex[:8]
+        self.names = {name for name, _ in merged_weights(model)}
+        # foreign servers keep the checkpoint's padded rows; there a bias keeps them from being sampled
+        self.rows = rows if config.servers else self.vocabulary
+        self.folder = make_folder(config.exchange)
+        self.started: list[LocalServer] = []
+        self.pool = Pool([], config.concurrency, config.retries)
+        atexit.register(self.close)
+        try:
+            write_model(self.folder, merged_weights(model), model.config, self.rows, tokenizer)
+            self._connect(seed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, seed: int) -> None:
+        """Start local servers if none are given, and bring every server to version 0."""
+        config = self.config
+        if not config.servers:
+            names = [f"vllm-server-{number}" for number in range(config.local_servers)]
+            self.started = start_servers(self.folder, config, self.context, seed, names)
+        urls = config.servers or [server.url for server in self.started]
+        self.pool.endpoints = [Endpoint(url, config.timeout_s) for url in urls]
+        folder = str(self.folder) if config.servers else None
+        self.pool.each(lambda endpoint: endpoint.load(folder, self.label))
+        self.models = {endpoint.url: endpoint.model_name() for endpoint in self.pool.alive()}
+
+    @property
+    def label(self) -> str:
+        """Name of the current weights on the servers; no other run uses it."""
+        return f"onpol-{self.token}-{self.weight_version}"
+
+    # ---- sampling
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Rollout]:
+        """Rollouts ordered by prompt, then sample.
+
+        Raises:
+            RunFailed: no server is left, an answer is unusable, or weights changed under way.
+        """
+        check_prompts(prompts, sampling, self.vocabulary, self.context)
+        began = time.perf_counter()
+        self.pool.each(self._ensure_version)
+        jobs = [(prompt, sample, number) for number, prompt in enumerate(prompts) for sample in range(prompt.samples)]
+
+        def ask(endpoint: Endpoint, job: Job) -> tuple[list[int], list[float | None], str]:
+            return self._complete(endpoint, job, sampling)
+
+        answers = self.pool.map(ask, [(prompt, sample) for prompt, sample, _ in jobs], [key for *_, key in jobs])
+        used = {url for *_, url in answers}
+        self._check_unchanged(used)
+        texts = self.tokenizer.batch_decode([ids for ids, *_ in answers], skip_special_tokens=True)
+        rollouts = [
+            make_rollout(
+                prompt, sample, ids, logprobs, text,
+                eos=self.eos, vocabulary=self.vocabulary, version=self.weight_version,
+            )
+            for (prompt, sample, _), (ids, logprobs, _), text in zip(jobs, answers, texts, strict=True)
+        ]
+        tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+        self.last_stats = EngineStats(tokens, time.perf_counter() - began)
+        return rollouts
+
+    def _ensure_version(self, endpoint: Endpoint) -> None:
+        """Bring a server that restarted, or was used by others, to the current weights."""
+        if endpoint.weight_version() != self.label:
+            endpoint.load(str(self.folder), self.label)
+
+    def _check_unchanged(self, urls: set[str]) -> None:
+        """Refuse samples of servers whose weights were changed by somebody else while they sampled."""
+        for endpoint in [endpoint for endpoint in self.pool.endpoints if endpoint.alive and endpoint.url in urls]:
+            found = endpoint.weight_version()
+            if found != self.label:
+                raise RunFailed(
+                    f"{endpoint.url} changed from weights {self.label!r} to {found!r} while sampling: another run uses "
+                    "it. Give each run servers of its own; continue with --resume."
+                )
+
+    def _complete(self, endpoint: Endpoint, job: Job, sampling: SamplingConfig) -> tuple[list[int], list[Any], str]:
+        """One completion: token ids, their log-probs, and the URL that gave them."""
+        prompt, sample = job
+        body = request_fields(prompt, sample, sampling, self.eos)
+        body |= {"model": self.models[endpoint.url], "prompt": list(prompt.ids), "return_token_ids": True}
+        body |= {"add_special_tokens": False, "skip_special_tokens": False}
+        if self.rows > self.vocabulary:
+            body["logit_bias"] = {str(token): -100.0 for token in range(self.vocabulary, self.rows)}
+        choice = endpoint.call("POST", "/v1/completions", body)["choices"][0]
+        ids = choice.get("token_ids")
+        if ids is None:
+            raise OnpolError(f"{endpoint.url} returned no token ids; it must be a vLLM server, version 0.11 or newer.")
+        return ids, (choice.get("logprobs") or {}).get("token_logprobs") or [], endpoint.url
+
+    # ---- weights
+
+    def sync_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Write the weights once, have every server load them, and check that it did.
+
+        Raises:
+            OnpolError: a weight is missing.
+        """
+        fresh = make_folder(self.config.exchange)
+        try:
+            write_weights(fresh, real_rows(CompleteWeights(weights, self.names), self.rows))
+        except BaseException:
+            remove_folder(fresh)
+            raise
+        remove_folder(self.folder)
+        self.folder = fresh
+        self.weight_version += 1
+        self.pool.each(lambda endpoint: endpoint.load(str(self.folder), self.label))
+
+    # ---- life
+
+    def sleep(self) -> None:
+        """Nothing to do: servers have memory of their own."""
+
+    def wake(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Stop the servers that were started here, and only those."""
+        atexit.unregister(self.close)
+        self.pool.close()
+        for server in self.started:
+            server.stop()
+        self.started = []
+        with contextlib.suppress(OSError):
+            remove_folder(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,89 @@
+"""Loading vLLM leaves no trace in the process: variables, threads, streams."""
+
+import logging
+import os
+import sys
+
+import pytest
+import torch
+
+from onpol_cli.core.console import LOGGER
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.rollout import vllm_env
+from onpol_cli.rollout.server_process import entry_point, free_port, server_environment
+
+NAMES = [*vllm_env.DEFAULTS, *vllm_env.CPU_DEFAULTS, "VLLM_SERVER_DEV_MODE", "LEFT_BEHIND"]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_variables_are_put_back_even_those_that_vllm_sets_itself(monkeypatch):
+    monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "mine")
+    before = dict(os.environ)
+    with vllm_env.contained({"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0"}):
+        assert os.environ["VLLM_CONFIGURE_LOGGING"] == "0"
+        os.environ["LEFT_BEHIND"] = "x"
+        del os.environ["VLLM_NO_USAGE_STATS"]
+    assert dict(os.environ) == before
+
+
+def test_torch_threads_are_put_back():
+    function, threads = torch.set_num_threads, torch.get_num_threads()
+    with pytest.raises(KeyError), vllm_env.contained({}):
+        torch.set_num_threads = lambda count: None
+        raise KeyError
+    assert torch.set_num_threads is function
+    assert torch.get_num_threads() == threads
+
+
+def test_the_users_own_values_win(monkeypatch):
+    assert vllm_env.defaults()["VLLM_NO_USAGE_STATS"] == "1"
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    assert "VLLM_NO_USAGE_STATS" not in vllm_env.defaults()
+    assert server_environment()["VLLM_NO_USAGE_STATS"] == "0"
+    assert server_environment()["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert server_environment()["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_output_of_native_code_goes_to_the_log(tmp_path, capfd):
+    log = tmp_path / "vllm.log"
+    with vllm_env.quiet(log):
+        os.write(1, b"from C++\n")
+        sys.stderr.write("from Python\n")
+    sys.stdout.write("after\n")
+    out = capfd.readouterr()
+    assert log.read_text() == "from C++\n" and (out.out, out.err) == ("after\n", "from Python\n")
+
+
+def test_the_log_lies_beside_the_runs_log(tmp_path):
+    handler = logging.FileHandler(tmp_path / "run.log", delay=True)
+    others = list(LOGGER.handlers)
+    LOGGER.handlers[:] = [handler]
+    try:
+        assert vllm_env.log_path("vllm-server-1") == tmp_path / "vllm-server-1.log"
+    finally:
+        LOGGER.handlers[:] = others
+        handler.close()
+
+
+def test_the_tail_of_a_log_fits_a_message(tmp_path):
+    log = tmp_path / "a.log"
+    assert vllm_env.log_tail(log) == "no log"
+    log.write_text("one\ntwo\nthree\n\nfour\nfive\n")
+    assert vllm_env.log_tail(log, 3) == "four | five"
+
+
+def test_missing_vllm_is_explained(monkeypatch):
+    monkeypatch.setattr(vllm_env, "find_spec", lambda name: None)
+    with pytest.raises(OnpolError, match=r"rollout=vllm needs vLLM.*Or use rollout=hf"):
+        vllm_env.require_vllm("rollout=vllm")
+
+
+def test_ports_are_usable_and_commands_are_pythons_own():
+    assert 1024 <= free_port() < 65536
+    assert entry_point()[:2] == [sys.executable, "-m"]
