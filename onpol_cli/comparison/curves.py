@@ -100,6 +100,8 @@ def association(x: Array, y: Array, draws: int = 4000) -> tuple[float, float, fl
     (Fieller, Hartley and Pearson 1957).
     """
     rho = float(spearman(x, y))
+    if np.isnan(rho):
+        return rho, rho, rho, 1.0, None
     rng = np.random.default_rng(derive_seed(0, "association", len(x)))
     picks = rng.integers(0, len(x), size=(draws, len(x)))
     low, high = np.nanquantile(spearman(x[picks], y[picks]), [0.025, 0.975])

@@ -40,6 +40,8 @@ def _clean(element: ET.Element, name: str) -> None:
         else:
             _clean(child, name)
     _styles_to_attributes(element)
+    for key in [key for key in element.attrib if key.lower().startswith("on")]:
+        del element.attrib[key]
     link = element.attrib.pop(_LINK, None) or element.attrib.pop("href", None)
     if link and (link.startswith(("#", "data:image/png"))):
         element.set("href", f"#{name}-{link[1:]}" if link.startswith("#") else link)

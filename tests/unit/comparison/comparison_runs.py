@@ -10,13 +10,19 @@ from typing import Any
 LABELS = {
     # label: (method, tutor label, pass, excess, forgetting-bench pass, KL)
     "base": ("base", None, 0.70, 0.17, 0.80, 0.0),
-    "SFT": ("sft", None, 0.72, 0.40, 0.50, 0.20),
+    "SFT": ("sft", None, 0.72, 0.40, 0.30, 0.20),
     "RL": ("rl", None, 0.78, 0.06, 0.78, 0.02),
     "OPD from SFT": ("opd", "SFT", 0.80, 0.06, 0.74, 0.05),
     "OPD from RL": ("opd", "RL", 0.79, 0.055, 0.77, 0.03),
 }
 FAMILIES = ("comparison", "range_bounds", "sort_order", "slice_bounds")
-ORIGINAL = "def solve(xs, limit):\n    total = 0\n    for x in xs:\n        if x < limit:\n            total += x\n    return total\n"
+ORIGINAL = """def solve(xs, limit):
+    total = 0
+    for x in xs:
+        if x < limit:
+            total += x
+    return total
+"""
 CORRUPTED = ORIGINAL.replace("x < limit", "x <= limit")
 
 
@@ -56,8 +62,15 @@ def write_eval(root: Path, label: str, seed: int, **options: Any) -> Path:
     if options.get("poison"):
         rows[0]["completion"] = options["poison"]
     write_lines(path / "samples.jsonl", rows)
-    write_lines(path / "problems.jsonl", [_problem(bench, n) for bench in ("tiny-edit-ood", "tiny-codegen") for n in range(problems)])
-    train = write_train(root, label, seed, options.get("steps", 30)) if method != "base" and options.get("train", True) else None
+    write_lines(
+        path / "problems.jsonl",
+        [_problem(bench, n) for bench in ("tiny-edit-ood", "tiny-codegen") for n in range(problems)],
+    )
+    train = (
+        write_train(root, label, seed, options.get("steps", 30))
+        if method != "base" and options.get("train", True)
+        else None
+    )
     manifest = {
         "run": path.name, "command": ["onpol", "eval"], "method": method, "model_role": "student" if tutor else "tutor",
         "tutor": tutor, "label": label, "seed": seed, "git_commit": "0123abc", "dirty": False,
@@ -71,14 +84,19 @@ def write_eval(root: Path, label: str, seed: int, **options: Any) -> Path:
     (path / "manifest.json").write_text(json.dumps(manifest))
     (path / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  name: {method}\n")
     noise = rng.random() * 0.005 + seed * 0.001
-    kls = {b: {"base_model": kl + noise, "model_base": kl * 1.2 + noise, "n_tokens": 4000} for b in ("tiny-edit-ood", "tiny-codegen")}
+    kls = {
+        b: {"base_model": kl + noise, "model_base": kl * 1.2 + noise, "n_tokens": 4000}
+        for b in ("tiny-edit-ood", "tiny-codegen")
+    }
     (path / "kl.json").write_text(json.dumps(kls))
     if method != "base":
         (path / "update.json").write_text(json.dumps({"share_changed": 0.4 + kl, "gini": 0.6, "low_prob_share": 0.02}))
     return path
 
 
-def _row(rng: Random, bench: str, number: int, sample: int, heat: float, rate: float, easy: float, excess: float) -> dict[str, Any]:
+def _row(
+    rng: Random, bench: str, number: int, sample: int, heat: float, rate: float, easy: float, excess: float
+) -> dict[str, Any]:
     # Half of the luck belongs to the problem: answers of two models to one problem are correlated.
     passed = 0.5 * easy + 0.5 * rng.random() < 0.5 * (0.5 + rate) if rate > 0.5 else rng.random() < rate
     edit = bench == "tiny-edit-ood"
@@ -95,14 +113,15 @@ def _row(rng: Random, bench: str, number: int, sample: int, heat: float, rate: f
 def _problem(bench: str, number: int) -> dict[str, Any]:
     edit = bench == "tiny-edit-ood"
     return {
-        "bench": bench, "problem_id": f"{bench}/{number}", "statement": f"Sum the numbers below the limit (variant {number}).",
-        "original": ORIGINAL, "corrupted": CORRUPTED if edit else None, "families": [FAMILIES[number % 4]] if edit else [],
+        "bench": bench, "problem_id": f"{bench}/{number}",
+        "statement": f"Sum the numbers below the limit (variant {number}).", "original": ORIGINAL,
+        "corrupted": CORRUPTED if edit else None, "families": [FAMILIES[number % 4]] if edit else [],
     }  # fmt: skip
 
 
 def write_train(root: Path, label: str, seed: int, steps: int) -> Path:
     """A training run: OPD's entropy falls and its reward rises faster than RL's."""
-    method, tutor, p_edit, excess, _, kl = LABELS[label]
+    method, tutor = LABELS[label][:2]
     path = root / f"train-{label.lower().replace(' ', '-')}-s{seed}"
     path.mkdir(parents=True, exist_ok=True)
     rng = Random(f"train-{label}-{seed}")

@@ -306,5 +306,6 @@
   $("filters").addEventListener("submit", (event) => { event.preventDefault(); filter(); });
   $("filters").addEventListener("reset", () => setTimeout(filter, 0));
   filter();
+  document.documentElement.dataset.readyMs = String(Math.round(performance.now()));
   document.documentElement.dataset.ready = "true";
 })();

@@ -1,0 +1,117 @@
+"""Verdicts on run directories with known effects, and on hand-made arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparison_runs import write_all, write_eval
+
+from onpol_cli.comparison.claims import Kind, Statement, Verdict, load_claims
+from onpol_cli.comparison.judge import combine, decide, judge, judge_statement
+from onpol_cli.comparison.records import read_runs
+from onpol_cli.comparison.scores import METRICS, Column, Scores
+from onpol_cli.comparison.significance import compare_pair
+
+PAPER = Path(__file__).parents[3] / "conf" / "claims" / "paper.yaml"
+
+
+def verdict(
+    kind: Kind, left: Sequence[float], right: Sequence[float], margin: float = 0.0, metric: str = "pass@1"
+) -> Verdict:
+    """The verdict on two rows of per-problem values."""
+    num = np.array([left, right], dtype=float)
+    column = Column(
+        METRICS[metric], "b", 1.0, tuple(map(str, range(len(left)))), (("l", 0), ("r", 0)), num, np.ones_like(num), 1
+    )
+    return decide(Statement(kind, metric, "b", "l", "r", margin), compare_pair(column, "l", "r"))[0]
+
+
+def mixed(passes: int, n: int = 200) -> list[float]:
+    """`passes` ones, then zeros."""
+    return [1.0] * passes + [0.0] * (n - passes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "right", "margin", "expected"),
+    [
+        (Kind.superiority, 160, 120, 0.0, Verdict.supported),
+        (Kind.superiority, 120, 160, 0.0, Verdict.contradicted),
+        (Kind.superiority, 121, 120, 0.0, Verdict.unresolved),
+        (Kind.superiority, 160, 120, 0.3, Verdict.contradicted),
+        (Kind.non_inferiority, 120, 120, 0.03, Verdict.supported),
+        (Kind.non_inferiority, 100, 140, 0.03, Verdict.contradicted),
+        (Kind.non_inferiority, 118, 120, 0.015, Verdict.unresolved),
+        (Kind.equivalence, 120, 120, 0.03, Verdict.supported),
+        (Kind.equivalence, 100, 140, 0.03, Verdict.contradicted),
+        (Kind.equivalence, 116, 120, 0.03, Verdict.unresolved),
+        (Kind.difference, 160, 120, 0.0, Verdict.supported),
+        (Kind.difference, 121, 120, 0.0, Verdict.unresolved),
+    ],
+)
+def test_rules(kind: Kind, left: int, right: int, margin: float, expected: Verdict) -> None:
+    assert verdict(kind, mixed(left), mixed(right), margin) is expected
+
+
+def test_lower_is_better_for_distance() -> None:
+    rng = np.random.default_rng(0)
+    small, large = rng.normal(0.05, 0.02, 100), rng.normal(0.4, 0.02, 100)
+    assert verdict(Kind.superiority, list(small), list(large), metric="excess_levenshtein") is Verdict.supported
+    assert verdict(Kind.superiority, list(large), list(small), metric="excess_levenshtein") is Verdict.contradicted
+    assert (
+        verdict(Kind.non_inferiority, list(small + 0.005), list(small), 0.02, "excess_levenshtein") is Verdict.supported
+    )
+    assert verdict(Kind.non_inferiority, list(large), list(small), 0.02, "excess_levenshtein") is Verdict.contradicted
+
+
+def test_combining_statements() -> None:
+    assert combine([Verdict.supported, Verdict.supported]) is Verdict.supported
+    assert combine([Verdict.supported, Verdict.unresolved]) is Verdict.unresolved
+    assert combine([Verdict.unresolved, Verdict.contradicted]) is Verdict.contradicted
+    assert combine([Verdict.supported, Verdict.premise_not_met]) is Verdict.premise_not_met
+
+
+def test_paper_claims_on_known_runs(tmp_path: Path) -> None:
+    runs, _ = read_runs(write_all(tmp_path, seeds=(0, 1, 2), problems=80))
+    judged = {one.claim.id: one for one in judge(load_claims(PAPER), Scores(runs))}
+    assert judged["minimal-student-of-degraded-tutor"].verdict is Verdict.supported
+    forgetting = judged["less-forgetting"].statements
+    assert [one.verdict for one in forgetting[:2]] == [Verdict.supported, Verdict.supported]
+    assert judged["faster-than-rl"].verdict is Verdict.supported
+    assert judged["razor"].statements[0].n == 12
+    for one in judged.values():
+        for part in one.statements:
+            assert part.p is None or (part.p_holm is not None and part.p_holm >= part.p)
+
+
+def test_one_seed_says_so_and_curves_stay_open(tmp_path: Path) -> None:
+    scores = Scores(read_runs(write_all(tmp_path, problems=30))[0])
+    curve = judge_statement(Statement(Kind.curve, "entropy-half-step", "edit", "OPD from RL", "RL"), scores)
+    assert curve.verdict is Verdict.unresolved
+    assert "at least 2" in curve.note
+    assert curve.effect is not None and curve.effect < 0
+    paired = judge_statement(Statement(Kind.superiority, "pass@1", "edit", "RL", "base"), scores)
+    assert "one seed" in paired.note
+
+
+def test_premise_not_met(tmp_path: Path) -> None:
+    scores = Scores(read_runs(write_all(tmp_path, problems=60))[0])
+    # In these runs the base does not forget more than SFT, so nothing follows.
+    premise = Statement(Kind.superiority, "forgetting", "forgetting", "SFT", "base")
+    claim = Statement(Kind.superiority, "excess_levenshtein", "edit", "RL", "SFT", premise=premise)
+    judged = judge_statement(claim, scores)
+    assert judged.verdict is Verdict.premise_not_met
+    assert judged.premise is not None and judged.premise.verdict is Verdict.contradicted
+
+
+def test_absent_labels_and_benches_are_unresolved_with_a_reason(tmp_path: Path) -> None:
+    scores = Scores(
+        read_runs([write_eval(tmp_path, "base", 0, problems=8), write_eval(tmp_path, "RL", 0, problems=8)])[0]
+    )
+    absent = judge_statement(Statement(Kind.superiority, "pass@1", "edit", "GKD", "RL"), scores)
+    assert absent.verdict is Verdict.unresolved
+    assert "no run labelled GKD (have: base, RL)" in absent.note
+    nowhere = judge_statement(Statement(Kind.superiority, "pass@1", "quixbugs", "rl", "Base"), scores)
+    assert "No bench 'quixbugs'" in nowhere.note
+    few = judge_statement(Statement(Kind.association, "kl/base_model", "edit"), scores)
+    assert "are needed" in few.note
