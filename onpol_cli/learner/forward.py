@@ -15,12 +15,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from onpol_cli.core.config import Dtype, LearnerConfig
+from onpol_cli.learner import native
 from onpol_cli.learner.batch import Layout, Tokens, lay_out, plan
 from onpol_cli.learner.head import HeadOptions
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
+from onpol_cli.learner.packed import PackedLayout, pack, plan_packed
 
 Pair = tuple[Tokens, Tokens]
 """(prompt_ids, completion_ids)."""
+NATIVE_TOKENS = 1024
+"""Packed tokens at a time on the CPU: activations of small models then stay in the second-level cache."""
+AnyLayout = Layout | PackedLayout
+NATIVE_LIMIT = 1024
+"""Longest sequence whose attention scores the native decoder holds as a whole."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class TokenModel:
         self.config = config
         self.device = device
         self.temperature = temperature
+        self.native = device.type == "cpu" and config.native and native.supports(model)
 
     @property
     def output_matrix(self) -> Tensor:
@@ -74,23 +82,39 @@ class TokenModel:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def hidden_states(self, layout: Layout) -> Tensor:
+    def _native(self, sequences: Sequence[Pair]) -> bool:
+        return self.native and all(len(prompt) + len(completion) <= NATIVE_LIMIT for prompt, completion in sequences)
+
+    def plan(self, units: Sequence[Sequence[Pair]]) -> list[list[int]]:
+        """Unit numbers of each micro-batch; the sequences of a unit stay together."""
+        if self._native([pair for unit in units for pair in unit]):
+            return plan_packed(units, min(self.config.micro_tokens, NATIVE_TOKENS))
+        lengths = [[len(prompt) + len(completion) for prompt, completion in unit] for unit in units]
+        return plan(lengths, self.config.micro_tokens)
+
+    def lay_out(self, sequences: Sequence[Pair]) -> AnyLayout:
+        """Model input for one micro-batch: packed where the native decoder runs, else right-padded."""
+        return pack(sequences) if self._native(sequences) else lay_out(sequences, self.device)
+
+    def hidden_states(self, layout: AnyLayout) -> Tensor:
         """`[N, H]` states (after the final norm) that predict the completion tokens of `layout`.
 
-        No attention mask: padding is to the right, where causal attention cannot see it, so that the
-        attention kernel takes its causal fast path.
+        Padded layouts need no attention mask: padding is to the right, where causal attention cannot
+        see it, so that the attention kernel takes its causal fast path.
         """
+        if isinstance(layout, PackedLayout):
+            reduced = self.config.autocast is Dtype.bfloat16 and self.model.dtype == torch.float32
+            return native.decode(self.model, layout, torch.bfloat16 if reduced else self.model.dtype)
         with self.autocast():
             states: Tensor = self.model.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state
         return states.flatten(0, 1).index_select(0, layout.predict)
 
     @torch.no_grad()
-    def _each(self, sequences: Sequence[Pair], compute: Callable[[Tensor, Layout], Tensor]) -> list[Tensor]:
+    def _each(self, sequences: Sequence[Pair], compute: Callable[[Tensor, AnyLayout], Tensor]) -> list[Tensor]:
         """`compute` over micro-batches of `sequences`, cut up again per sequence, on the CPU."""
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
-        lengths = [[len(prompt) + len(completion)] for prompt, completion in sequences]
-        for batch in plan(lengths, self.config.micro_tokens):
-            layout = lay_out([sequences[index] for index in batch], self.device)
+        for batch in self.plan([[pair] for pair in sequences]):
+            layout = self.lay_out([sequences[index] for index in batch])
             values = compute(self.hidden_states(layout), layout).cpu()
             for index, part in zip(batch, values.split(layout.sizes), strict=True):
                 result[index] = part.clone()
@@ -105,7 +129,7 @@ class TokenModel:
         """Log-probs and entropies of each completion's tokens in one pass. No gradient."""
         options = self.options()
 
-        def both(hidden: Tensor, layout: Layout) -> Tensor:
+        def both(hidden: Tensor, layout: AnyLayout) -> Tensor:
             return torch.stack(token_logprobs_entropy(hidden, self.output_matrix, layout.targets, options), 1)
 
         return [TokenScores(*part.unbind(1)) for part in self._each(sequences, both)]

@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onpol_cli.core.config import Config
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.learner.batch import TrainExample, check_example, lay_out, plan, units
+from onpol_cli.learner.batch import TrainExample, check_example, units
 from onpol_cli.learner.forward import Pair, TokenModel, TokenScores
+from onpol_cli.learner.memory import keep_freed_memory
 from onpol_cli.learner.model import real_vocab
-from onpol_cli.learner.objective import Objective, Tally, count
+from onpol_cli.learner.objective import MicroBatch, Objective, Tally, count
 from onpol_cli.learner.optim import Optimiser
 from onpol_cli.learner.weights import adapters_off, merged_weights, write_folder
 
@@ -58,6 +59,8 @@ class Learner:
         self.tokenizer = None if isinstance(tokenizer, int) else tokenizer
         vocab = tokenizer if isinstance(tokenizer, int) else real_vocab(tokenizer, model)
         temperature = config.rollout.sampling.temperature or 1.0
+        if device.type == "cpu":
+            keep_freed_memory()
         self.engine = TokenModel(model, vocab, config.learner, device, temperature)
         self.model = self.engine.model
         self.model.train()
@@ -99,11 +102,11 @@ class Learner:
         counts = count(kept)
         tally = Tally()
         padded = real = 0
-        lengths = [[len(kept[index]) for index in group] for group in groups]
-        for batch in plan(lengths, self.config.learner.micro_tokens):
+        pairs = [[(kept[index].prompt_ids, kept[index].completion_ids) for index in group] for group in groups]
+        for batch in self.engine.plan(pairs):
             members = [kept[index] for unit in batch for index in groups[unit]]
-            layout = lay_out([(e.prompt_ids, e.completion_ids) for e in members], self.device)
-            loss = self.objective(members, layout, counts, tally)
+            layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
+            loss = self.objective(MicroBatch(members, layout, counts, tally))
             self._guard(loss, "loss", members)
             loss.backward()
             padded, real = padded + layout.padded_tokens, real + layout.real_tokens

@@ -15,9 +15,9 @@ from torch import Tensor
 from onpol_cli.core.config import MethodConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import losses
-from onpol_cli.learner.batch import Layout, TrainExample, stream
+from onpol_cli.learner.batch import TrainExample, stream
 from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
-from onpol_cli.learner.forward import TokenModel
+from onpol_cli.learner.forward import AnyLayout, TokenModel
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
 
 COMPONENTS = ("cross_entropy", "policy_gradient", "divergence", "preference")
@@ -55,6 +55,16 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """Examples of one forward, where their tokens are, and the global denominators of the step."""
+
+    examples: Sequence[TrainExample]
+    layout: AnyLayout
+    counts: dict[str, float]
+    tally: Tally
+
+
+@dataclass(frozen=True)
 class Objective:
     """Everything fixed over a run: model, loss settings, teacher's output matrix."""
 
@@ -62,41 +72,38 @@ class Objective:
     method: MethodConfig
     teacher_head: Tensor | None = None
 
-    def __call__(
-        self, examples: Sequence[TrainExample], layout: Layout, counts: dict[str, float], tally: Tally
-    ) -> Tensor:
-        """Loss of a micro-batch, each component divided by its global count in `counts`."""
-        hidden = self.engine.hidden_states(layout)
+    def __call__(self, batch: MicroBatch) -> Tensor:
+        """Loss of a micro-batch, each component divided by its global count."""
+        examples = batch.examples
+        hidden = self.engine.hidden_states(batch.layout)
         total = hidden.new_zeros((), dtype=torch.float32) + 0.0 * hidden.sum().float()
         if any(e.ce_weights is not None or e.pair is not None for e in examples):
-            total = total + self._supervised(examples, layout, hidden, counts, tally)
+            total = total + self._supervised(batch, hidden)
         if any(e.pg_mask is not None for e in examples):
-            total = total + self._policy_gradient(examples, layout, hidden, counts, tally)
+            total = total + self._policy_gradient(batch, hidden)
         if any(e.div_mask is not None for e in examples):
-            total = total + self._divergence(examples, layout, hidden, counts, tally)
+            total = total + self._divergence(batch, hidden)
         return total
 
     def _stream(self, examples: Sequence[TrainExample], name: str) -> Tensor:
         return stream(examples, name, self.engine.device)
 
-    def _supervised(
-        self, examples: Sequence[TrainExample], layout: Layout, hidden: Tensor, counts: dict[str, float], tally: Tally
-    ) -> Tensor:
+    def _supervised(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
         """`cross_entropy` and `preference`: both at temperature 1."""
+        examples, layout, tally = batch.examples, batch.layout, batch.tally
         policy = token_logprobs(hidden, self.engine.output_matrix, layout.targets, self.engine.options(1.0))
         total = policy.new_zeros(())
         if any(e.ce_weights is not None for e in examples):
             weights = self._stream(examples, "ce_weights")
             part = losses.cross_entropy(policy, weights)
             tally.add("loss/cross_entropy", part, (weights != 0).sum())
-            total = total + part / counts["cross_entropy"]
+            total = total + part / batch.counts["cross_entropy"]
         if any(e.pair is not None for e in examples):
-            total = total + self._preference(examples, layout, policy, tally) / counts["preference"]
+            total = total + self._preference(batch, policy) / batch.counts["preference"]
         return total
 
-    def _preference(
-        self, examples: Sequence[TrainExample], layout: Layout, policy: Tensor, tally: Tally
-    ) -> Tensor:
+    def _preference(self, batch: MicroBatch, policy: Tensor) -> Tensor:
+        examples, layout, tally = batch.examples, batch.layout, batch.tally
         gain = policy - self._stream(examples, "reference_logprobs")
         sums = gain.new_zeros(len(examples)).index_add(0, layout.segments, gain)
         sides: dict[int, list[int]] = {}
@@ -110,10 +117,8 @@ class Objective:
         tally.add("preference/accuracy", (margin > 0).sum(), len(sides))
         return part
 
-    def _policy_gradient(
-        self, examples: Sequence[TrainExample], layout: Layout, hidden: Tensor, counts: dict[str, float], tally: Tally
-    ) -> Tensor:
-        method = self.method
+    def _policy_gradient(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
+        method, examples, layout, tally = self.method, batch.examples, batch.layout, batch.tally
         policy, entropy = token_logprobs_entropy(
             hidden, self.engine.output_matrix, layout.targets, self.engine.options()
         )
@@ -130,28 +135,25 @@ class Objective:
         tally.add("entropy", (mask * entropy).sum(), mask.sum())
         scored = mask * (coef != 0)
         tally.add("kl/teacher", (scored * (policy.detach() - teacher)).sum(), scored.sum())
-        total = part / counts["policy_gradient"]
+        total = part / batch.counts["policy_gradient"]
         if method.reference_kl > 0:
-            total = total + self._reference_kl(examples, policy, mask, counts, tally)
+            total = total + self._reference_kl(batch, policy, mask)
         return total
 
-    def _reference_kl(
-        self, examples: Sequence[TrainExample], policy: Tensor, mask: Tensor, counts: dict[str, float], tally: Tally
-    ) -> Tensor:
+    def _reference_kl(self, batch: MicroBatch, policy: Tensor, mask: Tensor) -> Tensor:
+        examples = batch.examples
         if any(e.reference_logprobs is None for e in examples if e.pg_mask is not None):
             raise OnpolError("method.reference_kl > 0 needs reference_logprobs on every policy-gradient example.")
         part = losses.reference_kl(policy, self._stream(examples, "reference_logprobs"), mask)
-        tally.add("kl/reference", part, mask.sum())
-        return self.method.reference_kl * part / counts["policy_gradient"]
+        batch.tally.add("kl/reference", part, mask.sum())
+        return self.method.reference_kl * part / batch.counts["policy_gradient"]
 
-    def _divergence(
-        self, examples: Sequence[TrainExample], layout: Layout, hidden: Tensor, counts: dict[str, float], tally: Tally
-    ) -> Tensor:
+    def _divergence(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
         if self.teacher_head is None:
             raise OnpolError("A divergence is trained but the learner was given no teacher output matrix.")
-        method = self.method
+        method, examples = self.method, batch.examples
         wanted = [e.div_mask is not None for e in examples]
-        chosen = torch.tensor(wanted, device=hidden.device)[layout.segments]
+        chosen = torch.tensor(wanted, device=hidden.device)[batch.layout.segments]
         divergent = [e for e in examples if e.div_mask is not None]
         mask = self._stream(divergent, "div_mask")
         settings = DivergenceSettings(method.signal, method.beta, method.topk, method.teacher_temperature)
@@ -159,9 +161,9 @@ class Objective:
         states = hidden if all(wanted) else hidden[chosen]
         values = token_divergence(states, self.engine.output_matrix, teacher, settings, self.engine.options())
         part = (mask * values).sum()
-        tally.add("loss/divergence", part, (mask != 0).sum())
-        tally.add("kl/teacher", part, (mask != 0).sum())
-        return part / counts["divergence"]
+        batch.tally.add("loss/divergence", part, (mask != 0).sum())
+        batch.tally.add("kl/teacher", part, (mask != 0).sum())
+        return part / batch.counts["divergence"]
 
 
 def tally_policy(

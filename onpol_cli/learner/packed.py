@@ -1,0 +1,167 @@
+"""Sequences packed without padding, each distinct prompt once.
+
+Owns the index arithmetic of the native decoder (`native`): which tokens exist, at which positions, and
+how attention gathers them into blocks. A group of rollouts shares its prompt's tokens, so that the
+layers see `P + sum(T - 1)` tokens instead of `n P + sum T`; the last token of a completion predicts
+nothing and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some segments of the packed tokens as rows of a padded attention block.
+
+    Attributes:
+        rows: [B, width] packed token of each place; padding points at token 0.
+        real: [R] flattened places that are not padding, in row order.
+        tokens: [R] packed tokens of `real`.
+    """
+
+    rows: Tensor
+    real: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Packed input of some sequences, completions sharing equal prompts.
+
+    Attributes:
+        input_ids: [M] distinct tokens: all prompts, then all completions without their last token.
+        positions: [M] position of each token in its sequence.
+        prompts: attention block of the prompts.
+        completions: attention block of the completions that have more than one token (may be empty).
+        parent: [C] prompt row of each completion row.
+        prompt_bias: [prompts, Pw, Pw] float32, 0 where attention is allowed and -inf elsewhere.
+        completion_bias: [C, Tw, Pw + Tw] the same over prompt keys, then completion keys.
+        predict: [N] packed token whose state predicts each completion token.
+        targets: [N] the completion tokens.
+        segments: [N] sequence number of each completion token.
+        sizes: completion lengths; they sum to N.
+        real_tokens: tokens of the sequences as they are, prompts repeated.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    prompts: Block
+    completions: Block
+    parent: Tensor
+    prompt_bias: Tensor
+    completion_bias: Tensor
+    predict: Tensor
+    targets: Tensor
+    segments: Tensor
+    sizes: list[int]
+    real_tokens: int
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions that the layers compute; never more than `real_tokens`."""
+        return len(self.input_ids)
+
+
+def plan_packed(units: Sequence[Sequence[tuple[Tokens, Tokens]]], budget: int) -> list[list[int]]:
+    """Group units into micro-batches of at most `budget` packed tokens, equal prompts side by side.
+
+    Families of one prompt go longest completion first, so that attention blocks are nearly full.
+
+    Args:
+        units: `(prompt_ids, completion_ids)` sequences that must share a micro-batch.
+        budget: tokens of a micro-batch; a larger unit gets one of its own.
+
+    Returns:
+        Unit numbers of each micro-batch.
+    """
+    families: dict[tuple[int, ...], list[int]] = {}
+    longest = [max(len(completion) for _, completion in unit) for unit in units]
+    for number, unit in enumerate(units):
+        families.setdefault(tuple(unit[0][0]), []).append(number)
+    ranked = sorted(families.values(), key=lambda members: (-max(longest[m] for m in members), members[0]))
+    batches: list[list[int]] = []
+    size = 0
+    prompts: set[tuple[int, ...]] = set()
+    for number in (m for members in ranked for m in sorted(members, key=lambda m: -longest[m])):
+        own = {tuple(prompt) for prompt, _ in units[number]}
+        inner = sum(len(completion) - 1 for _, completion in units[number])
+        cost = inner + sum(len(prompt) for prompt in own - prompts)
+        if not batches or size + cost > budget:
+            batches.append([])
+            prompts, size = set(), 0
+            cost = inner + sum(len(prompt) for prompt in own)
+        batches[-1].append(number)
+        prompts |= own
+        size += cost
+    return batches
+
+
+def _block(starts: Tensor, sizes: Tensor) -> Block:
+    """Rows for segments that lie at `starts` and have `sizes` tokens each."""
+    width = int(sizes.max()) if len(sizes) else 0
+    places = torch.arange(width)
+    valid = places[None, :] < sizes[:, None]
+    rows = torch.where(valid, starts[:, None] + places[None, :], 0)
+    real = valid.flatten().nonzero().squeeze(1)
+    return Block(rows, real, rows.flatten()[real])
+
+
+def _causal(width: int) -> Tensor:
+    return torch.full((width, width), -torch.inf).triu(1)
+
+
+def pack(sequences: Sequence[tuple[Tokens, Tokens]]) -> PackedLayout:
+    """Packed layout of `(prompt_ids, completion_ids)` sequences, on the CPU."""
+    numbers: dict[tuple[int, ...], int] = {}
+    owner = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt, _ in sequences]
+    prompt_sizes = torch.tensor([len(prompt) for prompt in numbers])
+    sizes = torch.tensor([len(completion) for _, completion in sequences])
+    prompt_starts = prompt_sizes.cumsum(0) - prompt_sizes
+    inner = sizes - 1
+    starts = int(prompt_sizes.sum()) + inner.cumsum(0) - inner
+    parent = torch.tensor(owner)
+    flat = [token for prompt in numbers for token in prompt]
+    flat += [token for _, completion in sequences for token in completion[:-1]]
+    lasts = prompt_starts[parent] + prompt_sizes[parent] - 1
+    total = int(sizes.sum())
+    segments = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    offsets = torch.arange(total) - (sizes.cumsum(0) - sizes)[segments]
+    predict = torch.where(offsets == 0, lasts[segments], starts[segments] + offsets - 1)
+    prompt_positions = torch.arange(int(prompt_sizes.sum())) - prompt_starts.repeat_interleave(prompt_sizes)
+    inner_positions = torch.arange(int(inner.sum())) - (inner.cumsum(0) - inner).repeat_interleave(inner)
+    positions = torch.cat([prompt_positions, inner_positions + prompt_sizes[parent].repeat_interleave(inner)])
+    prompts = _block(prompt_starts, prompt_sizes)
+    longer = inner > 0
+    completions, parent = _block(starts[longer], inner[longer]), parent[longer]
+    return PackedLayout(
+        input_ids=torch.tensor(flat),
+        positions=positions,
+        prompts=prompts,
+        completions=completions,
+        parent=parent,
+        prompt_bias=_causal(prompts.rows.shape[1]).expand(len(prompt_sizes), -1, -1),
+        completion_bias=_completion_bias(prompts, completions, prompt_sizes[parent]),
+        predict=predict,
+        targets=torch.tensor([token for _, completion in sequences for token in completion]),
+        segments=segments,
+        sizes=sizes.tolist(),
+        real_tokens=sum(len(prompt) + len(completion) for prompt, completion in sequences),
+    )
+
+
+def _completion_bias(prompts: Block, completions: Block, prompt_sizes: Tensor) -> Tensor:
+    """All real prompt keys, then earlier and own completion keys. Padding queries see the same: finite."""
+    keys, width = prompts.rows.shape[1], completions.rows.shape[1]
+    bias = torch.zeros(len(prompt_sizes), width, keys + width)
+    beyond = torch.arange(keys)[None, :] >= prompt_sizes[:, None]
+    bias[:, :, :keys].masked_fill_(beyond[:, None, :], -torch.inf)
+    bias[:, :, keys:] = _causal(width)
+    return bias
