@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onpol_cli.training.sources import CompletionSource, Sampler
 
 Ids = tuple[int, ...]
+Observer = Callable[[int, dict[str, float], "list[Group]"], None]
 
 
 @dataclass
@@ -71,7 +72,7 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     from onpol_cli.methods.registry import check_method, needs_teacher
 
     check_method(config.method)
-    tutors = _tutors(config, needs_teacher(config.method))
+    tutors = find_tutors(config, needs_teacher(config.method))
     for checkpoint in tutors.values():
         build.verify_checkpoint(checkpoint)
     facts, short = _facts(config, role, tutors)
@@ -84,7 +85,8 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     return run.path
 
 
-def _tutors(config: Config, needed: bool) -> dict[str, build.Checkpoint]:
+def find_tutors(config: Config, needed: bool) -> dict[str, build.Checkpoint]:
+    """The configured tutors by domain; the key "" serves every problem."""
     if config.method.tutors:
         return {name: build.find_checkpoint(spec, config) for name, spec in config.method.tutors.items()}
     if not needed:
@@ -116,6 +118,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
 
     bench, method, source, steps = assemble(run, config, tutors, stack)
     reporter = stack.enter_context(StepReporter(run, config, steps))
+    run.update_manifest(planned_steps=steps)
     parts = Parts(
         run=run,
         method=method,
@@ -126,12 +129,24 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         sync=_sync(bench),
         validate=_validation(bench, config) if config.run.validate_every else None,
         scores_teacher=bool(bench.teachers),
-        on_step=reporter,
+        on_step=_observer(run, config, reporter),
     )
     train(parts, config.run)
     if config.run.save_every:
         save(parts, steps, config.run.keep_last)
     finish(run, bench.learner, steps)
+
+
+def _observer(run: RunDir, config: Config, reporter: Observer) -> Observer:
+    """What is told of every step: the live view, and the saved rollouts where they are asked for."""
+    from onpol_cli.stages.rollout_log import ROLLOUTS, rows_of
+
+    def observe(step: int, metrics: dict[str, float], groups: list[Group]) -> None:
+        if config.rollout.save:
+            run.append(ROLLOUTS, rows_of(step, groups))
+        reporter(step, metrics, groups)
+
+    return observe
 
 
 def finish(run: RunDir, learner: Learner, steps: int) -> None:
@@ -168,7 +183,7 @@ def assemble(
     engine = None
     if samples or config.run.validate_every:
         engine = stack.enter_context(build.engine_for(config, model_config.path, tokenizer, learner.model))
-    reference = _reference(config, model_config, tokenizer) if needs_reference(config.method) else None
+    reference = frozen_start(config, model_config, tokenizer) if needs_reference(config.method) else None
     bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)
     run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
     method = build_method(config.method, method_context(bench))
@@ -195,7 +210,8 @@ def make_learner(config: Config, model_config: Any, tokenizer: Any, steps: int, 
     return Learner(model, tokenizer, config, max(1, steps), pick_device(config.model), teacher_head=head)
 
 
-def _reference(config: Config, model_config: Any, tokenizer: Any) -> LocalScorer:
+def frozen_start(config: Config, model_config: Any, tokenizer: Any) -> LocalScorer:
+    """The starting weights as a scorer that stays as it is."""
     from onpol_cli.learner.model import load_model, pick_device, real_vocab
     from onpol_cli.learner.scorer import LocalScorer
 
