@@ -29,7 +29,7 @@ def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Arra
 
 def smooth(values: Array, width: int = 3) -> Array:
     """Centred moving average; the ends average what there is."""
-    kernel = np.ones(width)
+    kernel = np.ones(max(1, min(width, len(values))))
     return np.asarray(np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same"))
 
 
