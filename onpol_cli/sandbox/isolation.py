@@ -74,6 +74,8 @@ class Plan:
     bwrap: str = ""
     user_namespace: bool = False
     drops: bool = False
+    closed: tuple[str, ...] = ()
+    """Folders of Python that the unprivileged user can reach only through open descriptors."""
 
 
 @dataclass(frozen=True)
@@ -156,19 +158,16 @@ def _works(bwrap: str, user_namespace: bool) -> str:
 def make_plan() -> Plan:
     """The best isolation that works on this machine, found by trying it."""
     bwrap, root = shutil.which("bwrap") or "", sys.platform == "linux" and os.geteuid() == 0
-    closed = [folder for folder in python_paths()[1] if not _open_to_all(folder)]
     if bwrap and root and not _works(bwrap, False):
         return Plan(BUBBLEWRAP, "own namespaces, read-only system, no network, unprivileged user", bwrap, False, True)
     reason = _works(bwrap, True) if bwrap else "bubblewrap is not installed"
     if not reason:
         weak = "; process limits by polling only, because Python runs as root here" if root else ""
         return Plan(BUBBLEWRAP, f"own namespaces, read-only system, no network{weak}", bwrap, True, False)
-    drops = root and not closed
+    closed = tuple(folder for folder in python_paths()[1] if root and not _open_to_all(folder))
     lacks = "programs can read files and use the network"
-    if root and not drops:
-        lacks += f" and run as root ({closed[0]} is closed to other users)"
     remedy = INSTALL if not bwrap else "allow user namespaces (sysctl user.max_user_namespaces, AppArmor) or run as root"
-    return Plan(RLIMITS, f"{reason}: {lacks}; {remedy}", drops=drops)
+    return Plan(RLIMITS, f"{reason}: {lacks}; {remedy}", drops=root, closed=closed)
 
 
 def isolation_level(config: SandboxConfig) -> tuple[str, str]:
@@ -238,7 +237,7 @@ def command(plan: Plan, role: str, fds: list[int], space_mb: int, preload: list[
     scratch = None if plan.level == BUBBLEWRAP else f"{tempfile.gettempdir()}/onpol-sandbox-{secrets.token_hex(8)}"
     options: dict[str, Any] = {
         "sandbox": _SANDBOX, "path": modules, "fds": fds, "preload": preload, "scratch": scratch,
-        "uid": _random_user() if plan.drops else None, "seccomp": True,
+        "uid": _random_user() if plan.drops else None, "closed": list(plan.closed), "seccomp": True,
         "nproc_binds": plan.drops or plan.level == RLIMITS or _kernel() >= (5, 14),
     }  # fmt: skip
     boot = [python, "-S", "-P", "-s", "-B", f"{_SANDBOX}/inside/boot.py", role, json.dumps(options)]

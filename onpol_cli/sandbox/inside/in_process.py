@@ -28,7 +28,6 @@ import gc
 import operator
 import queue
 import sys
-import unittest.mock
 from typing import Any
 
 from onpol_cli.sandbox import codec, frames
@@ -98,6 +97,8 @@ _WATCHED_MODULES = (
 
 def _capture() -> dict[str, Any]:
     """What the runner uses, and what must not change, as it is before the program runs."""
+    import unittest.mock  # here, because most workers never need it; the zygote has it when they do
+
     modules = dict(sys.modules)
     watched = [vars(modules[name]) for name in _WATCHED_MODULES if name in modules]
     classes = [unittest.TestCase, unittest.TestResult, unittest.TestSuite, unittest.mock.NonCallableMock]

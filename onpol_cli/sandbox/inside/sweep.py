@@ -50,16 +50,27 @@ class Files:
 
 def _sweep(place: str, kept: set[str]) -> bool:
     paths = _inside(place, kept)
-    if len(paths) > MAX_ENTRIES or any(_entries(path) > MAX_ENTRIES for path in paths):
+    if len(paths) > MAX_ENTRIES:
         return False
     for path in paths:
-        if os.path.isdir(path) and not os.path.islink(path):
-            _open_up(path)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        if not _remove(path):
+            return False
     return not _inside(place, kept)
+
+
+def _remove(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)  # nearly always: a folder that was not used
+        return True
+    if not os.path.isdir(path) or os.path.islink(path):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return True
+    if _entries(path) > MAX_ENTRIES:
+        return False
+    _open_up(path)
+    shutil.rmtree(path, ignore_errors=True)
+    return True
 
 
 def _inside(place: str, kept: set[str]) -> list[str]:

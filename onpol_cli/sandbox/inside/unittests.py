@@ -51,6 +51,7 @@ def judge_unittest(session: Any, job: dict[str, Any], parts: list[bytes]) -> dic
     except (SyntaxError, ValueError, RecursionError) as error:
         session.start(program_header(job, "unittest"))
         return {"status": "error", "detail": f"the test source does not parse: {error}"}
+    session.preload("unittest.mock")
     failure = load(session, program_header(job, "unittest"))
     if failure:
         return failure

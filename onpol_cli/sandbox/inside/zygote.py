@@ -5,7 +5,7 @@ judge sends the program over a socket that the zygote only passes on), so nothin
 in memory inherited from here helps it. Under bubblewrap it is process 1 of a pid namespace: programs
 cannot signal it, and killing "every process but me" kills exactly the program and its descendants.
 
-Control messages (JSON on a SEQPACKET socket, from the judge): run (with the program's descriptors),
+Control messages (JSON on a SEQPACKET socket, from the judge): preload, run (with the program's descriptors),
 mark (a test begins), census (threads and signal handlers of the program, as the kernel sees them), stop.
 """
 
@@ -18,12 +18,11 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from typing import Any, NoReturn
 
 from onpol_cli.sandbox.inside import kernel, sweep
-from onpol_cli.sandbox.inside.candidate import Descriptors, become_program, preload
+from onpol_cli.sandbox.inside.candidate import Descriptors, become_program, preload, warm_up
 
 TICK_S = 0.05
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -49,15 +48,23 @@ class Zygote:
 
     def serve(self) -> NoReturn:
         """Run programs until the judge is gone."""
-        self.own_rss = _memory_mib("self")
         while True:
             message, fds = self.receive()
-            if message["op"] == "run":
+            if message["op"] == "preload":
+                preload(message["modules"])
+                self.settle()
+            elif message["op"] == "run":
                 Program(self, message["limits"], fds).watch()
                 if not self.files.clean():
                     self.leave()  # too much to delete: a fresh namespace is cheaper
             else:
                 self.send({"error": "nothing runs"})
+
+    def settle(self) -> None:
+        """After importing: make forks cheap, and know what belongs to the zygote itself."""
+        gc.collect()
+        gc.freeze()  # children then do not copy the pages of what is already loaded
+        self.own_rss = _memory_mib("self")
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Next control message; leaves for good when the judge is gone."""
@@ -83,18 +90,20 @@ class Zygote:
         """Kill and reap every process of the program; returns (pid, wait status, rusage) of each."""
         ended: list[tuple[int, int, Any]] = []
         deadline = time.monotonic() + 2.0
+        self._kill_round()
         while True:
-            self._kill_round()
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                # Alone, one round kills all at once and the rest is waiting; else forks may slip through.
+                pid, status, usage = os.wait4(-1, 0 if self.alone else os.WNOHANG)
             except ChildProcessError:
                 return ended
             if pid:
                 ended.append((pid, status, usage))
-            elif time.monotonic() > deadline:
+                continue
+            if time.monotonic() > deadline:
                 os._exit(1)  # unkillable (device wait): leave; the pool starts another worker
-            else:
-                time.sleep(0.0005)
+            self._kill_round()
+            time.sleep(0.0005)
 
     def _kill_round(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -111,7 +120,7 @@ class Program:
     """One program while it runs."""
 
     def __init__(self, zygote: Zygote, limits: dict[str, Any], fds: list[int]) -> None:
-        self.zygote, self.limits = zygote, limits
+        self.zygote, self.limits = zygote, {**limits, "shares_user": not zygote.alone}
         self.cpu_reaped = self.mark_cpu = 0.0
         self.status: int | None = None
         self.reason: str | None = None
@@ -261,8 +270,7 @@ def serve(options: dict[str, Any]) -> NoReturn:
     zygote = Zygote(options)
     kernel.adopt_orphans()
     preload(options["preload"])
-    gc.collect()
-    gc.freeze()  # children then do not copy the pages of what is already loaded
-    sys.stdout.flush()
+    warm_up()
+    zygote.settle()
     zygote.send({"ready": os.getpid()})
     zygote.serve()
