@@ -9,61 +9,44 @@ rebinding of a builtin and the like work as in a contest (the official evaluator
 from __future__ import annotations
 
 import ast
+import builtins
+import warnings
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
-_STAR = [
-    "string",
-    "re",
-    "datetime",
-    "collections",
-    "heapq",
-    "bisect",
-    "copy",
-    "math",
-    "random",
-    "statistics",
-    "itertools",
-    "functools",
-    "operator",
-    "io",
-    "sys",
-    "json",
-    "builtins",
-    "typing",
-]
-_PLAIN = [
-    "string",
-    "re",
-    "datetime",
-    "collections",
-    "heapq",
-    "bisect",
-    "copy",
-    "math",
-    "random",
-    "statistics",
-    "itertools",
-    "functools",
-    "operator",
-    "io",
-    "sys",
-    "json",
-]
+_PLAIN = (  # noqa: SIM905 (one word a module reads better than sixteen lines)
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+).split()
+_STAR = [*_PLAIN, "builtins", "typing"]
+_LIMITS = "import sys\nsys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
 
 PREAMBLE = (
-    "".join(f"from {name} import *\n" for name in _STAR)
-    + "".join(f"import {name}\n" for name in _PLAIN)
-    + "sys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
+    "".join(f"from {name} import *\n" for name in _STAR) + "".join(f"import {name}\n" for name in _PLAIN) + _LIMITS
 )
 """The names that official solutions may use without importing them (same list and order, own text)."""
 
-PRELOAD = [*dict.fromkeys([*_STAR, *_PLAIN]), "decimal", "fractions", "numpy"]
+PRELOAD = [*_STAR, "decimal", "fractions", "numpy"]
 """Modules that workers import once."""
 
 _SCOPE_READERS = frozenset({"globals", "locals", "vars", "dir", "exec", "eval", "__import__", "__main__"})
 _MAX_SOURCE = 200_000
 """Characters; longer programs are run as they are rather than parsed here."""
+
+
+def preamble_for(source: str) -> str:
+    """The part of `PREAMBLE` that `source` can notice: each program runs in a fresh process, where the 600
+    names of the whole cost more than many solutions take.
+
+    The whole for what does not parse, or looks names up in ways that cannot be seen here (`eval`, ...).
+    """
+    try:
+        used = {node.id for node in ast.walk(_parse(source)) if isinstance(node, ast.Name)}
+    except _UNREADABLE:
+        return PREAMBLE
+    if used & _SCOPE_READERS:
+        return PREAMBLE
+    origins = _origins()
+    return "".join(origins[name] for name in sorted(used & origins.keys())) + _LIMITS
 
 
 def as_function(source: str) -> str:
@@ -73,10 +56,8 @@ def as_function(source: str) -> str:
     could change what it does. A `return` at the top level makes the move necessary: the official
     evaluator accepts it.
     """
-    if len(source) > _MAX_SOURCE:
-        return source
     try:
-        tree = ast.parse(source)
+        tree = _parse(source)
         if not tree.body or not _movable(tree):
             return source
         imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -87,8 +68,25 @@ def as_function(source: str) -> str:
         assert isinstance(function.body[0], ast.FunctionDef)
         function.body[0].body = rest
         return "\n".join([*map(ast.unparse, imports), ast.unparse(function), ""])
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _UNREADABLE:
         return source
+
+
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+
+
+@lru_cache(maxsize=1)
+def _parse(source: str) -> ast.Module:
+    """The tree of a program; the same one is asked for twice in a row.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: not a program, or too long to be looked at.
+    """
+    if len(source) > _MAX_SOURCE:
+        raise ValueError("too long")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in answers
+        return ast.parse(source)
 
 
 def _movable(tree: ast.Module) -> bool:
@@ -157,10 +155,18 @@ def _bound_before_use(tree: ast.Module, name: str) -> bool:
     return bool(ends) and all(min(ends) < line for line in reads)
 
 
-@cache
 def _predefined() -> frozenset[str]:
-    """Names that exist before a program starts: the preamble's, builtins among them."""
-    namespace: dict[str, object] = {}
-    # Only the imports: the last two lines would raise this process's own limits.
-    exec("".join(line for line in PREAMBLE.splitlines(True) if "import" in line), namespace)
-    return frozenset(namespace)
+    """Names that exist before a program starts: the preamble's and the builtins."""
+    return frozenset(_origins()) | frozenset(vars(builtins))
+
+
+@cache
+def _origins() -> dict[str, str]:
+    """The import that gives each name of the preamble its last meaning; builtins need none."""
+    found: dict[str, str] = {}
+    for module in _STAR:
+        namespace: dict[str, object] = {}
+        exec(f"from {module} import *", namespace)
+        for name in namespace.keys() - {"__builtins__"}:
+            found[name] = "" if module == "builtins" else f"from {module} import {name}\n"
+    return {**found, **{name: f"import {name}\n" for name in _PLAIN}}

@@ -18,7 +18,7 @@ from onpol_cli.core.types import Message, Problem
 from onpol_cli.sandbox.jobs import CallJob, Job, StdinJob
 from onpol_cli.tasks.livecodebench.data import arguments
 from onpol_cli.tasks.livecodebench.official import FILE_NAME, write_eval_all
-from onpol_cli.tasks.livecodebench.program import PREAMBLE, as_function
+from onpol_cli.tasks.livecodebench.program import as_function, preamble_for
 from onpol_cli.tasks.programs import ProgramTask, Runner
 
 TEST_S = 6.0
@@ -66,7 +66,7 @@ def make_job(problem: Problem, code: str) -> Job:
             inputs=tuple(given for given, _ in cases),
             expected=tuple(expected for _, expected in cases),
             compare="lcb",
-            preamble=PREAMBLE,
+            preamble=preamble_for(code),
             per_test_s=TEST_S,
             memory_mb=MEMORY_MB,
         )
@@ -77,7 +77,7 @@ def make_job(problem: Problem, code: str) -> Job:
         calls=tuple(arguments(given) for given, _ in cases),
         expected=tuple(json.loads(expected) for _, expected in cases),
         compare="lcb",
-        preamble=PREAMBLE,
+        preamble=preamble_for(code),
         per_test_s=TEST_S,
         memory_mb=MEMORY_MB,
     )

@@ -1,5 +1,6 @@
 """Scripts put into a function mean what they meant; those that would not are left alone."""
 
+import builtins
 import contextlib
 import io
 import sys
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onpol_cli.tasks.livecodebench.program import PREAMBLE, as_function
+from onpol_cli.tasks.livecodebench.program import PREAMBLE, as_function, preamble_for
 
 
 def output(source: str, stdin: str = "3\n4\n") -> str:
@@ -95,3 +96,34 @@ def test_the_preamble_has_the_official_names():
     wanted = ["deque", "heappush", "bisect_left", "gcd", "inf", "List", "lru_cache", "permutations", "Counter", "json"]
     for name in wanted:
         assert name in namespace
+
+
+def names_after(preamble: str) -> dict[str, object]:
+    """The namespace that a preamble makes (without its limits)."""
+    namespace: dict[str, object] = {}
+    exec("".join(line for line in preamble.splitlines(True) if "import" in line), namespace)
+    return namespace
+
+
+def test_the_short_preamble_gives_every_used_name_its_meaning():
+    whole = names_after(PREAMBLE)
+    names = sorted(name for name in whole if not name.startswith("__"))
+    assert len(names) > 500
+    short = names_after(preamble_for("\n".join(names)))
+    assert all((short[name] if name in short else getattr(builtins, name)) is whole[name] for name in names)
+
+
+def test_the_short_preamble_is_short():
+    assert preamble_for("print(gcd(4, 6))").splitlines()[:2] == ["from math import gcd", "import sys"]
+    assert preamble_for("datetime.date").startswith("import datetime\n")
+    assert "List" in preamble_for("def f(x: List[int]) -> int: return 1")
+
+
+@pytest.mark.parametrize("source", ["eval('gcd(4, 6)')", "globals()['gcd']", "def f(:", "x = 1\n" * 60_000])
+def test_the_whole_preamble_where_use_cannot_be_seen(source):
+    assert preamble_for(source) == PREAMBLE
+
+
+def test_both_preambles_set_the_limits():
+    for preamble in (PREAMBLE, preamble_for("1")):
+        assert preamble.endswith("sys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n")
