@@ -57,6 +57,15 @@ class EditTests:
         name = self.entry_point.rpartition(".")[2]
         return literal_calls(self.source, name, self.parameters) if self.kind == "assert" else None
 
+    @cached_property
+    def test_imports(self) -> str:
+        """Module-level imports of the tests. BigCodeBench runs program and tests as one module, and
+        some of its programs use what only their tests import.
+        """
+        body = ast.parse(self.source).body
+        imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        return "\n".join(ast.unparse(node) for node in imports if getattr(node, "module", "") != "__future__")
+
     def job(self, code: str, cpu_s: float | None = None) -> Job:
         """The job that tests `code`; `cpu_s` overrides the sandbox's limit."""
         if self.kind == "unittest":
@@ -65,7 +74,7 @@ class EditTests:
                 test_source=self.source,
                 class_name=self.class_name,
                 entry_point=self.entry_point,
-                preamble=self.preamble,
+                preamble=f"{self.preamble}\n{self.test_imports}",
                 cpu_s=cpu_s or UNITTEST_CPU_S,
                 memory_mb=UNITTEST_MEMORY_MB,
             )
