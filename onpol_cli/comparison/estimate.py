@@ -11,7 +11,7 @@ Owns estimates and intervals; p-values live in `significance`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf, sqrt
 from statistics import NormalDist
@@ -39,6 +39,9 @@ class Estimate:
         seeds: number of seeds on the side that has most.
         problem_variance: part of se² that shrinks with more problems.
         seed_variance: part of se² that shrinks only with more seeds.
+        answer_variance: part of the problem part that more answers a problem would shrink; 0 where it
+            cannot be told (one answer a problem, or an average over passing answers).
+        answers: answers per problem.
         by_seed: (seed, value) of every seed.
         method: how the interval was made.
     """
@@ -54,6 +57,8 @@ class Estimate:
     seed_variance: float
     by_seed: tuple[tuple[int, float], ...]
     method: str
+    answer_variance: float = 0.0
+    answers: int = 1
 
     def bounds(self, level: float) -> tuple[float, float]:
         """The interval at another level, by Student's t around the estimate (for one-sided tests)."""
@@ -119,7 +124,23 @@ def difference(column: Column, left: str, right: str, level: float = 0.95) -> Es
     if column.metric.proportion and len(seeds_l) == len(seeds_r) == 1 and (column.samples == 1 or se == 0):
         low, high, se = bonett_price(num_l[0] - num_r[0], level)
         how, problem_variance = "Bonett-Price", se * se
-    return _replace(estimate, low, high, how, by_seed, se, problem_variance)
+    found = _replace(estimate, low, high, how, by_seed, se, problem_variance)
+    return replace(found, answer_variance=_answer_variance(column, left, right), answers=column.samples)
+
+
+def _answer_variance(column: Column, *labels: str) -> float:
+    """Variance of the estimate due to drawing answers, from the spread of each problem's answers.
+
+    With k answers and pass rate m the mean's variance is `m (1 - m) / (k - 1)`, summed over problems and
+    seeds and divided by the squares of their numbers.
+    """
+    if not column.metric.proportion or column.samples < 2:
+        return 0.0
+    total = 0.0
+    for label in labels:
+        num, _ = column.rows(label)
+        total += float((num * (1 - num)).sum()) / (column.samples - 1) / num.size**2
+    return total
 
 
 def bonett_price(gaps: Array, level: float = 0.95) -> tuple[float, float, float]:

@@ -151,8 +151,9 @@ def _related(row: dict[str, Any], tutors: set[tuple[str, str]]) -> bool:
 
 def to_resolve(row: dict[str, Any], unit: str = "problems") -> str:
     """`1,234 problems or 9 seeds` (`and` where neither alone would do); a dash where more data do not help."""
-    problems, seeds = row["needed_problems"], row["needed_seeds"]
+    problems, seeds, answers = row["needed_problems"], row["needed_seeds"], row["needed_answers"]
     parts = [f"{problems:,} {unit}"] if problems else []
+    parts += [f"{answers:,} answers a problem"] if answers else []
     parts += [f"{seeds:,} seeds"] if seeds else []
     return (" and " if row["needed_together"] else " or ").join(parts) or "–"
 

@@ -68,7 +68,8 @@ def encode(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     meta: Mapping[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=dict(meta), transparent=kind == "svg")
+        # Constrained layout already leaves no margin; a tight box would draw everything once more.
+        figure.savefig(buffer, format=kind, metadata=dict(meta), transparent=kind == "svg")
     return buffer.getvalue()
 
 

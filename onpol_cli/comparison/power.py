@@ -26,29 +26,34 @@ class Need:
     """Sizes that would resolve the gap.
 
     Attributes:
-        problems, seeds: enough alone, the other staying as it is; None where that alone does not help.
+        problems, seeds, answers: enough alone, the others staying as they are (answers: per problem); None
+            where that alone does not help or cannot be told.
         together: both are needed at once (neither alone would do).
     """
 
     problems: int | None = None
     seeds: int | None = None
+    answers: int | None = None
     together: bool = False
 
 
 def needed(estimate: Estimate, bound: float = 0.0, alpha: float = 0.05, power: float = POWER) -> Need:
-    """Problems (seeds as they are) and seeds (problems as they are) that would separate value from `bound`."""
+    """Problems, seeds, or answers a problem that would separate the value from `bound`."""
     gap = abs(estimate.value - bound)
     if gap == 0 or not isfinite(gap):
         return Need()
     target = (gap / (_Z(1 - alpha / 2) + _Z(power))) ** 2
     problems = _scale(estimate.n, estimate.problem_variance, target - estimate.seed_variance)
+    rest = estimate.problem_variance + estimate.seed_variance - estimate.answer_variance
+    drawing = estimate.answer_variance
+    answers = _scale(estimate.answers, drawing, target - rest) if drawing > 0 else None
     if estimate.seed_variance == 0:
-        return Need(problems)
+        return Need(problems, None, answers)
     seeds = _scale(estimate.seeds, estimate.seed_variance, target - estimate.problem_variance)
-    if problems is None and seeds is None:
+    if problems is None and seeds is None and answers is None:
         whole = estimate.problem_variance + estimate.seed_variance
         return Need(_scale(estimate.n, whole, target), _scale(estimate.seeds, whole, target), together=True)
-    return Need(problems, seeds)
+    return Need(problems, seeds, answers)
 
 
 def _scale(size: int, variance: float, room: float) -> int | None:

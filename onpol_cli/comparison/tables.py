@@ -77,7 +77,8 @@ def _difference(pair: Paired, adjusted: float) -> dict[str, Any]:
         "p_problems": pair.p_problems, "p_seeds": pair.p_seeds, "low_seeds": pair.low_seeds,
         "high_seeds": pair.high_seeds, "won": pair.won, "lost": pair.lost, "seeds": dict(estimate.by_seed),
         "interval": estimate.method, "resolved": bool(adjusted < 0.05),
-        "needed_problems": need.problems, "needed_seeds": need.seeds, "needed_together": need.together,
+        "needed_problems": need.problems, "needed_seeds": need.seeds, "needed_answers": need.answers,
+        "needed_together": need.together,
     }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def claim_rows(judged: Sequence[JudgedClaim]) -> Rows:
             "margin": part.statement.margin, "verdict": part.verdict.value, "effect": part.effect, "low": part.low,
             "high": part.high, "p": part.p, "p_holm": part.p_holm, "n": part.n, "seeds": part.seeds,
             "needed_problems": part.need.problems, "needed_seeds": part.need.seeds,
-            "needed_together": part.need.together, "note": part.note,
+            "needed_answers": part.need.answers, "needed_together": part.need.together, "note": part.note,
             "premise": part.premise.statement.sentence() if part.premise else None,
             "premise_verdict": part.premise.verdict.value if part.premise else None,
         }

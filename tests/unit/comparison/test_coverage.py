@@ -1,10 +1,13 @@
 """Coverage of the intervals and false positives of the paired tests, by simulation and exactly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from onpol_cli.comparison.estimate import difference, score
+from onpol_cli.comparison.power import needed
 from onpol_cli.comparison.scores import METRICS, Array, Column
 from onpol_cli.comparison.significance import compare_pair
 from onpol_cli.core.intervals import wilson
@@ -86,6 +89,21 @@ def _two_level(rng: np.random.Generator, spread: float, repeats: int) -> float:
 def test_two_level_interval_covers_with_three_seeds() -> None:
     rng = np.random.default_rng(11)
     assert _two_level(rng, 0.03, 100) >= 0.95 - 3 * 0.022
+
+
+def test_more_answers_are_asked_for_only_where_they_help() -> None:
+    rng = np.random.default_rng(0)
+    # Every problem has the same rate, so all of the variance is that of drawing answers.
+    noisy = difference(column(rng.binomial(4, np.full((2, 300), 0.5)) / 4, samples=4), "a", "b")
+    assert noisy.answer_variance == pytest.approx(noisy.problem_variance, rel=0.25)
+    settled = difference(column(rng.integers(0, 2, (2, 300)).astype(float), samples=4), "a", "b")
+    assert settled.answer_variance == 0
+    shifted = replace(noisy, value=0.04)
+    need = needed(shifted)
+    assert need.answers is not None and need.problems is not None
+    # n problems at k answers cost as much information as k' answers at the problems at hand.
+    assert need.answers * 300 == pytest.approx(need.problems * 4, rel=0.35)
+    assert needed(replace(settled, value=0.04)).answers is None
 
 
 @pytest.mark.full

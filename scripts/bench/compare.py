@@ -1,0 +1,71 @@
+"""Times `compare` on 12 runs x 576 problems.
+
+    python scripts/bench/compare.py [--json]
+
+Prints seconds of a whole fresh process (interpreter start included), that it imported no torch, and
+beside it `trl --help` where trl is installed. The machine's load is printed: figures of a busy machine
+are upper bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit" / "comparison")]
+
+from comparison_runs import LABELS, write_eval  # noqa: E402
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from onpol_cli.comparison.compare import compare
+from onpol_cli.core.console import show
+show(compare([Path(p) for p in sys.argv[2:]], sys.argv[1]).terminal())
+assert not {"torch", "transformers", "vllm"} & set(sys.modules)
+"""
+
+
+def seconds(command: list[str], repeats: int = 3) -> dict[str, float]:
+    """Best wall-clock and processor time of a process over `repeats` runs."""
+    wall, cpu = [], []
+    for _ in range(repeats):
+        start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.perf_counter() - start)
+        cpu.append(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
+    return {"wall": round(min(wall), 3), "cpu": round(min(cpu), 3)}
+
+
+def main() -> None:
+    """Make the run directories, time, print."""
+    with tempfile.TemporaryDirectory() as folder:
+        labels = [label for label in LABELS if label != "base"]
+        paths = [write_eval(Path(folder), label, seed, problems=288) for label in labels for seed in (0, 1, 2)]
+        claims = str(ROOT / "conf" / "claims" / "paper.yaml")
+        figures = {
+            "compare_12_runs_x_576_problems": seconds([sys.executable, "-c", PROGRAM, claims, *map(str, paths)]),
+            "onpol_help": _optional("onpol"),
+            "trl_help": _optional("trl"),
+            "load_average": os.getloadavg()[0],
+            "cores": os.cpu_count(),
+        }
+    sys.stdout.write(json.dumps(figures, indent=None if "--json" in sys.argv else 1) + "\n")
+
+
+def _optional(program: str) -> dict[str, float] | None:
+    path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
+    return seconds([path, "--help"]) if path else None
+
+
+if __name__ == "__main__":
+    main()
