@@ -286,7 +286,7 @@ class RolloutConfig:
     concurrency: int = 64
     retries: int = 4
     canary_tolerance: float = 0.02
-    """Largest allowed |sampler - learner| log-prob on the canary tokens, nats."""
+    """Largest allowed |sampler - learner| log-prob on the canary tokens after a sync, nats; 0 is off."""
     save: bool = False
     """Write token ids and log-probs of training rollouts into the run directory (for replay)."""
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 Observer = Callable[[int, dict[str, float], "list[Group]"], None]
+CANARY_PROMPTS = 4
+"""Prompts on which the sampler proves after each sync that it has the learner's weights."""
 
 
 @dataclass
@@ -112,6 +114,7 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
 
 
 def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack) -> None:
+    from onpol_cli.methods.base import Source
     from onpol_cli.stages.progress import StepReporter
     from onpol_cli.training.loop import Parts, save, train
     from onpol_cli.training.monitors import Monitors
@@ -119,6 +122,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     bench, method, source, steps = assemble(run, config, tutors, stack)
     reporter = stack.enter_context(StepReporter(run, config, steps))
     run.update_manifest(planned_steps=steps)
+    sync = _sync(bench, source)
     parts = Parts(
         run=run,
         method=method,
@@ -126,8 +130,8 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         source=source,
         monitors=Monitors(config.monitor),
         steps=steps,
-        sync=_sync(bench),
-        validate=_validation(bench, config) if config.run.validate_every else None,
+        sync=sync if method.source is not Source.DATASET else None,
+        validate=_validation(bench, config, sync) if config.run.validate_every else None,
         scores_teacher=bool(bench.teachers),
         on_step=_observer(run, config, reporter),
     )
@@ -232,6 +236,7 @@ def steps_of(config: Config, items: int) -> int:
 def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[CompletionSource, int]:
     """The completions of every step, and how many steps there are."""
     from onpol_cli.methods.base import Source
+    from onpol_cli.training.ahead import AheadSource
     from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource
 
     settings = bench.config.method
@@ -244,11 +249,15 @@ def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[Completi
         policy = PolicySource(
             bench.problems, bench.sample, bench.grade, prompts=settings.prompts, group=settings.group, seed=seed
         )
-    if dataset and policy:
-        return MixtureSource(dataset, policy, settings.lam, seed), steps_of(bench.config, len(bench.problems))
-    source = dataset or policy
-    assert source is not None
-    return source, steps_of(bench.config, len(dataset.items) if dataset else len(bench.problems))
+    if dataset and not policy:
+        return dataset, steps_of(bench.config, len(dataset.items))
+    assert policy is not None and bench.engine is not None
+    source: CompletionSource = MixtureSource(dataset, policy, settings.lam, seed) if dataset else policy
+    steps = steps_of(bench.config, len(bench.problems))
+    if bench.config.rollout.max_off_policy_steps:
+        engine = bench.engine
+        source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s)
+    return source, steps
 
 
 def reference_groups(bench: Workbench) -> list[Group]:
@@ -271,20 +280,44 @@ def prepared(run: RunDir, bench: Workbench, method: Method) -> list[Group]:
     return method.select(groups)
 
 
-def _sync(bench: Workbench) -> Callable[[], dict[str, float]] | None:
+def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:
+    """Send the weights, then let the sampler prove with a few tokens that it has them."""
+    from onpol_cli.rollout.engine import Prompt
+    from onpol_cli.rollout.health import canary
+
     if bench.engine is None:
         return None
-    engine, learner = bench.engine, bench.learner
+    engine, learner, settings = bench.engine, bench.learner, bench.config.rollout
+    prompts = [
+        Prompt(problem.problem_id, ids, seed=derive_seed(bench.config.seed, "canary", place))
+        for place, (problem, ids) in enumerate(bench.problems[:CANARY_PROMPTS])
+    ]
 
     def sync() -> dict[str, float]:
+        if hasattr(source, "settle"):
+            source.settle()
         engine.sync_weights(learner.named_weights())
-        return {}
+        if settings.canary_tolerance <= 0:
+            return {}
+        found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance)
+        return {"canary/max_abs": found.largest}
 
     return sync
 
 
-def _validation(bench: Workbench, config: Config) -> Callable[[int], dict[str, float]]:
+def _validation(
+    bench: Workbench, config: Config, sync: Callable[[], dict[str, float]] | None
+) -> Callable[[int], dict[str, float]]:
+    """Scores of the policy as it is now: synced first, since data set methods never sync otherwise."""
     from onpol_cli.stages.validation import validator
 
+    assert sync is not None
     sampler: Sampler = bench.sample
-    return validator(bench.task, bench.chat, sampler, config)
+    validate = validator(bench.task, bench.chat, sampler, config)
+    refresh = sync
+
+    def refreshed(done: int) -> dict[str, float]:
+        refresh()
+        return validate(done)
+
+    return refreshed
