@@ -19,13 +19,13 @@ from typing import Any
 MIB = 1024 * 1024
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _LIBC: Any = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-# Refused with EPERM: other processes' memory, mounts, namespaces, kernel programs, key rings, io_uring
-# (it would bypass this filter). Numbers by architecture from the kernel's unistd tables.
+# Refused with EPERM: other processes' memory, mounts, namespaces, kernel programs, key rings, System V
+# segments (they outlive processes), io_uring (it would bypass this filter). Numbers by architecture from the kernel's unistd tables.
 _REFUSED = {
     "x86_64": (0xC000003E, 56, 435, [101, 310, 311, 165, 166, 155, 272, 308, 321, 298, 248, 249, 250, 323, 425, 426,
-                                     427, 246, 175, 313, 428, 429, 430, 431, 432, 442, 167, 169]),
+                                     427, 246, 175, 313, 428, 429, 430, 431, 432, 442, 167, 169, 29, 64, 68]),
     "aarch64": (0xC00000B7, 220, 435, [117, 270, 271, 40, 39, 41, 97, 268, 280, 241, 217, 218, 219, 282, 425, 426,
-                                       427, 104, 105, 273, 428, 429, 430, 431, 432, 442, 224, 142]),
+                                       427, 104, 105, 273, 428, 429, 430, 431, 432, 442, 224, 142, 186, 190, 194]),
 }  # fmt: skip
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET} and NEWTIME
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026

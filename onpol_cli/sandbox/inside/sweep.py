@@ -1,7 +1,8 @@
 """The files of programs: a private working folder each, and nothing left afterwards.
 
 Owns creation and deletion. Under bubblewrap the folder lies on a private tmpfs that vanishes with the
-worker, and /tmp and /dev/shm are swept as well; without it, only the folder is the program's own.
+worker, and /tmp and /dev/shm are swept as well; without it, so are files there of the worker's own
+user, if it has one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ import stat
 
 MAX_ENTRIES = 2000
 """More entries than this are not deleted one by one: the worker is replaced instead."""
+SHARED = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where anybody may write on an ordinary machine."""
 
 
 class Files:
     """Scratch space of one worker."""
 
-    def __init__(self, scratch: str | None) -> None:
-        """`scratch` is the worker's folder without bubblewrap, None inside a private namespace."""
+    def __init__(self, scratch: str | None, own_user: bool) -> None:
+        """`scratch` is the worker's folder without bubblewrap, None inside a private namespace.
+
+        `own_user`: nobody else runs as this user, so that its files in shared places can be swept.
+        """
+        self.user = os.getuid() if own_user else -2
         self.private = scratch is None
         self.root = scratch or "/tmp"
         self.count = 0
@@ -38,8 +45,10 @@ class Files:
 
     def clean(self) -> bool:
         """Delete what the last program left. False if there is too much of it."""
-        places = ["/tmp", "/dev/shm"] if self.private else [self.root]
-        return all(_sweep(place, self.kept) for place in places)
+        if self.private:
+            return all(_sweep(_inside(place, self.kept)) for place in ("/tmp", "/dev/shm"))
+        own = [p for place in SHARED for p in _inside(place, self.kept) if _owner(p) == self.user]
+        return _sweep([p for p in own if p != self.root]) and _sweep(_inside(self.root, set()))
 
     def remove(self) -> None:
         """Delete the worker's folder (without bubblewrap; a namespace takes its own along)."""
@@ -48,14 +57,21 @@ class Files:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _sweep(place: str, kept: set[str]) -> bool:
-    paths = _inside(place, kept)
+def _owner(path: str) -> int:
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return -1
+
+
+def _sweep(paths: list[str]) -> bool:
+    """Delete; False if there is too much, or something stays."""
     if len(paths) > MAX_ENTRIES:
         return False
     for path in paths:
         if not _remove(path):
             return False
-    return not _inside(place, kept)
+    return not any(map(os.path.lexists, paths))
 
 
 def _remove(path: str) -> bool:

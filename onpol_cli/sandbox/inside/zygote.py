@@ -36,7 +36,7 @@ class Zygote:
         self.control = socket.socket(fileno=options["fds"][0])
         self.alone = os.getpid() == 1 or options["uid"] is not None
         self.nproc_base = self._nproc_base(options)
-        self.files = sweep.Files(options["scratch"])
+        self.files = sweep.Files(options["scratch"], options["uid"] is not None)
         self.own_rss = 0.0
 
     @staticmethod
