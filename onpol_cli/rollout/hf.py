@@ -24,7 +24,7 @@ from onpol_cli.core.types import Finish, Rollout
 from onpol_cli.learner.weights import merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
 from onpol_cli.rollout.lean import LeanDecoder, supports
-from onpol_cli.rollout.sampling import draw, repetition_penalty, uniforms
+from onpol_cli.rollout.sampling import draw, draw_keys, repetition_penalty
 
 PREFILL_TOKENS = 8192
 """Prompt tokens run through the model at once."""
@@ -68,14 +68,14 @@ class Job:
 
 
 class Tape:
-    """What has been drawn so far: tokens and log-probs [N, T], and the uniforms to draw with."""
+    """What has been drawn so far: tokens and log-probs [N, T], and the keys [N, T, 2] to draw with."""
 
     def __init__(self, jobs: Sequence[Job], prompts: Sequence[Prompt], device: torch.device) -> None:
         longest = max(job.limit for job in jobs)
-        noise = np.zeros((len(jobs), longest))
+        keys = np.zeros((len(jobs), longest, 2), dtype=np.int32)
         for job in jobs:
-            noise[job.place, : job.limit] = uniforms(prompts[job.prompt].sample_seed(job.sample), job.limit)
-        self.noise = torch.from_numpy(noise).to(device)
+            keys[job.place, : job.limit] = draw_keys(prompts[job.prompt].sample_seed(job.sample), job.limit)
+        self.keys = torch.from_numpy(keys).to(device)
         self.tokens = torch.zeros(len(jobs), longest, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(len(jobs), longest, device=device)
         self.lengths = [0] * len(jobs)
@@ -218,7 +218,7 @@ class HfEngine:
         """Draw one token for every running rollout and write it on the tape."""
         places = torch.tensor([job.place for job in running], device=self.device)
         steps = torch.tensor([tape.lengths[job.place] for job in running], device=self.device)
-        tokens, logprobs = draw(logits, tape.noise[places, steps], sampling)
+        tokens, logprobs = draw(logits, tape.keys[places, steps], sampling)
         tape.tokens[places, steps] = tokens
         tape.logprobs[places, steps] = logprobs
         return tokens

@@ -59,9 +59,9 @@ def test_sampler_logprobs_are_the_learners(make_model, tokenizer, kind, kv_heads
     assert engine.last_stats.tokens == sum(len(r.completion_ids) for r in rollouts)
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
-def test_rollouts_do_not_depend_on_the_batch(make_model, tokenizer, kind):
-    model = make_model(kind)
+@pytest.mark.parametrize(("kind", "sharpen"), [("qwen3", 8.0), ("qwen3", 1.0), ("qwen3_moe", 8.0)])
+def test_rollouts_do_not_depend_on_the_batch(make_model, tokenizer, kind, sharpen):
+    model = make_model(kind, sharpen=sharpen)
     want = {key(r): r.completion_ids for r in engine_of(model, tokenizer, 9).generate(PROMPTS, SAMPLING)}
     for batch, order in ((1, PROMPTS), (2, PROMPTS[::-1]), (5, PROMPTS[1:])):
         for rollout in engine_of(model, tokenizer, batch).generate(order, SAMPLING):
