@@ -108,8 +108,8 @@ class PrepareReport:
     sources: int = 0
     problems: int = 0
     items: int = 0
-    families: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
+    families: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
     tests_added: int = 0
     seconds: float = 0.0
 
@@ -182,8 +182,8 @@ def _report(entries: Sequence[_Entry], seconds: float) -> PrepareReport:
         sources=len(entries),
         problems=sum(bool(entry.rows) for entry in entries),
         items=len(rows),
-        families=Counter(name for row in rows for name in set(row["families"])),
-        dropped=_dropped(entries),
+        families=dict(Counter(name for row in rows for name in dict.fromkeys(row["families"])).most_common()),
+        dropped=dict(_dropped(entries)),
         tests_added=sum(entry.tests_added for entry in entries),
         seconds=seconds,
     )
