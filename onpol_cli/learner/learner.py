@@ -148,7 +148,7 @@ class Learner:
         if self.dump is not None:
             where = " Dump: " + self.dump({"step": step, "what": what, "examples": list(examples)})
         raise RunFailed(
-            f"Non-finite {what} ({float(value)}) at step {step} over {len(examples)} sequences.{where} "
+            f"Non-finite {what} ({float(value.detach())}) at step {step} over {len(examples)} sequences.{where} "
             "The weights are those before this step; lower optim.lr or look at the dump, then --resume."
         )
 

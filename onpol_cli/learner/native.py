@@ -126,11 +126,11 @@ class Attention:
         """`[B, kv, Tk, d]` of packed `[M, kv, d]`."""
         rows, width = block.rows.shape
         taken = packed.index_select(0, block.rows.flatten())
-        return taken.view(rows, width, self.shape.kv_heads, -1).transpose(1, 2)
+        return taken.view(rows, width, self.shape.kv_heads, self.shape.head_dim).transpose(1, 2)
 
     def _unkeys(self, blocked: Tensor, block: Block, out: Tensor) -> None:
         """Write the real places of `[B, kv, Tk, d]` to packed `out: [M, kv, d]`."""
-        flat = blocked.transpose(1, 2).reshape(block.rows.numel(), self.shape.kv_heads, -1)
+        flat = blocked.transpose(1, 2).reshape(block.rows.numel(), self.shape.kv_heads, self.shape.head_dim)
         out.index_copy_(0, block.tokens, flat.index_select(0, block.real))
 
     def _probs(self, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:

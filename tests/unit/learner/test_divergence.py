@@ -1,0 +1,109 @@
+"""Exact divergences: values, gradients, zero at equality, and what the sampled estimator estimates."""
+
+import math
+
+import pytest
+import torch
+
+from onpol_cli.core.config import OpdSignal
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
+from onpol_cli.learner.head import HeadOptions
+
+KINDS = [kind for kind in OpdSignal if kind is not OpdSignal.sampled]
+EYE3 = torch.eye(3, dtype=torch.float64)
+
+
+def from_probs(q, p, settings, vocab=3):
+    """Divergence and its gradient by the logits of q, for explicit distributions q, p."""
+    logits = torch.tensor([q], dtype=torch.float64).log().requires_grad_()
+    teacher = torch.tensor([p], dtype=torch.float64).log()
+    value = token_divergence(logits, EYE3, (teacher, EYE3), settings, HeadOptions(vocab))
+    return value.item(), torch.autograd.grad(value.sum(), logits)[0][0]
+
+
+def kl(a, b):
+    return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+
+
+Q, P = [0.5, 0.3, 0.2], [0.25, 0.25, 0.5]
+
+
+def test_reverse_by_hand():
+    value, grad = from_probs(Q, P, DivergenceSettings(OpdSignal.reverse))
+    expected = 0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)
+    assert value == pytest.approx(expected, abs=1e-12)
+    by_hand = [q * (math.log(q / p) - expected) for q, p in zip(Q, P, strict=True)]
+    assert grad.tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_forward_by_hand():
+    value, grad = from_probs(Q, P, DivergenceSettings(OpdSignal.forward))
+    assert value == pytest.approx(0.25 * math.log(0.5) + 0.25 * math.log(5 / 6) + 0.5 * math.log(2.5), abs=1e-12)
+    assert grad.tolist() == pytest.approx([0.25, 0.05, -0.3], abs=1e-12)
+
+
+def test_jsd_by_hand():
+    beta = 0.3
+    mix = [beta * p + (1 - beta) * q for q, p in zip(Q, P, strict=True)]
+    value, grad = from_probs(Q, P, DivergenceSettings(OpdSignal.jsd, beta))
+    assert value == pytest.approx(beta * kl(P, mix) + (1 - beta) * kl(Q, mix), abs=1e-12)
+    slope = [0.7 * math.log(q / m) for q, m in zip(Q, mix, strict=True)]
+    centre = sum(q * s for q, s in zip(Q, slope, strict=True))
+    assert grad.tolist() == pytest.approx([q * (s - centre) for q, s in zip(Q, slope, strict=True)], abs=1e-12)
+
+
+def test_jsd_at_its_ends_is_forward_and_reverse():
+    forward, _ = from_probs(Q, P, DivergenceSettings(OpdSignal.jsd, 0.0))
+    reverse, _ = from_probs(Q, P, DivergenceSettings(OpdSignal.jsd, 1.0))
+    assert forward == pytest.approx(kl(P, Q), abs=1e-12)
+    assert reverse == pytest.approx(kl(Q, P), abs=1e-12)
+
+
+def test_topk_puts_the_rest_into_one_bucket():
+    reverse, _ = from_probs(Q, P, DivergenceSettings(OpdSignal.topk_reverse, topk=1))
+    forward, _ = from_probs(Q, P, DivergenceSettings(OpdSignal.topk_forward, topk=1))
+    assert reverse == pytest.approx(kl([0.5, 0.5], [0.25, 0.75]), abs=1e-12)  # the policy's first token
+    # The teacher's first token is the third one: 0.5 against 0.2.
+    assert forward == pytest.approx(kl([0.5, 0.5], [0.2, 0.8]), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_the_derivative_of_the_value(kind):
+    torch.manual_seed(5)
+    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(6, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    settings = DivergenceSettings(kind, 0.3, 3, 1.3)
+
+    def value(a, b):
+        return token_divergence(a, b, teacher, settings, HeadOptions(7, 4, 0.8))
+
+    assert torch.autograd.gradcheck(value, (states, weight))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_with_zero_gradient_where_teacher_is_student(kind):
+    torch.manual_seed(6)
+    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    settings = DivergenceSettings(kind, 0.3, 3)
+    value = token_divergence(states, weight, (states, weight), settings, HeadOptions(9))
+    grads = torch.autograd.grad(value.sum(), [states, weight])
+    assert value.abs().max() < 1e-12
+    assert all(grad.abs().max() < 1e-12 for grad in grads)
+
+
+def test_padded_vocabularies_of_different_size_are_cut_to_the_real_one():
+    torch.manual_seed(7)
+    states, weight = torch.randn(2, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    teacher_weight = torch.cat([weight[:7], torch.full((6, 4), 1e3, dtype=torch.float64)])
+    value = token_divergence(
+        states, weight, (states, teacher_weight), DivergenceSettings(OpdSignal.reverse), HeadOptions(7)
+    )
+    assert value.abs().max() < 1e-12
+
+
+def test_sampled_signal_is_refused():
+    with pytest.raises(OnpolError, match=r"signal=sampled.*reverse"):
+        from_probs(Q, P, DivergenceSettings(OpdSignal.sampled))

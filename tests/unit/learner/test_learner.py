@@ -1,0 +1,253 @@
+"""The learner's step: invariances, masks, guards, adapters, resume, saved folders."""
+
+import io
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learner_cases import CPU, VOCAB, assert_same, gradient, make_config, make_examples, make_learner, make_model
+from transformers import AutoModelForCausalLM
+
+from onpol_cli.core.config import Dtype, LoraConfig
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.learner.learner import Learner
+from onpol_cli.learner.model import add_adapters
+
+KINDS = ["sft", "pg", "div", "dpo"]
+
+
+def gradient_of(kind, examples, micro_tokens=8192, native=True):
+    config = make_config(kind)
+    config.learner.micro_tokens = micro_tokens
+    config.learner.native = native
+    return gradient(make_learner(kind, config=config), examples)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(micro_tokens=st.integers(1, 120), order=st.randoms(use_true_random=False), native=st.booleans())
+@settings(max_examples=6, deadline=None, derandomize=True)
+def test_result_depends_neither_on_micro_batches_nor_packing_nor_order(
+    kind, micro_tokens, order: random.Random, native
+):
+    examples = make_examples(kind)
+    whole, metrics = gradient_of(kind, examples)
+    shuffled = list(examples)
+    order.shuffle(shuffled)
+    split, split_metrics = gradient_of(kind, shuffled, micro_tokens, native)
+    # transformers' norms round to float32 even in a float64 model; the native decoder's do not.
+    assert_same(whole, split, 1e-9 if native else 2e-5)
+    assert split_metrics["loss/total"] == pytest.approx(metrics["loss/total"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "pg", "div"])
+def test_masked_tokens_get_no_gradient(kind):
+    examples = make_examples(kind)
+    before, _ = gradient_of(kind, examples)
+    for example in examples:
+        mask = {"sft": example.ce_weights, "pg": example.pg_mask, "div": example.div_mask}[kind]
+        hidden = mask == 0
+        if kind == "pg":
+            example.advantages[hidden] = 1e3
+            example.teacher_logprobs[hidden] = -700.0
+            example.sampler_logprobs[hidden] = -900.0
+        if kind == "div":
+            example.teacher_hidden[hidden] = 50.0
+    after, _ = gradient_of(kind, examples)
+    assert_same(before, after)
+
+
+def test_last_masked_token_changes_nothing_even_as_input():
+    examples = make_examples("sft", count=2)
+    examples[0].ce_weights = torch.ones(len(examples[0].completion_ids))
+    before, _ = gradient_of("sft", examples)
+    longer = make_examples("sft", count=2)
+    longer[0].completion_ids = [*examples[0].completion_ids, 5, 6]
+    longer[0].ce_weights = torch.cat([examples[0].ce_weights, torch.zeros(2)])
+    after, _ = gradient_of("sft", longer)
+    assert_same(before, after)
+
+
+def test_exact_divergence_from_itself_has_no_gradient():
+    model = make_model()
+    learner = Learner(model, VOCAB, make_config("div"), 5, CPU, model.get_output_embeddings().weight)
+    examples = make_examples("div")
+    states = learner.hidden([(e.prompt_ids, e.completion_ids) for e in examples])
+    for example, hidden in zip(examples, states, strict=True):
+        example.teacher_hidden = hidden
+    grads, metrics = gradient(learner, examples)
+    assert metrics["loss/divergence"] == pytest.approx(0, abs=1e-12)
+    assert max(grad.abs().max().item() for grad in grads.values()) < 1e-10
+
+
+def test_advantages_of_zero_have_no_gradient():
+    examples = make_examples("pg")
+    for example in examples:
+        example.advantages, example.teacher_coef = torch.zeros(len(example.completion_ids)), 0.0
+    grads, _ = gradient_of("pg", examples)
+    assert all(grad.abs().max().item() == 0 for grad in grads.values())
+
+
+def test_padded_vocabulary_rows_do_not_matter():
+    sequences = [(e.prompt_ids, e.completion_ids) for e in make_examples("sft")]
+    small = make_learner()
+    with torch.no_grad():
+        before = torch.cat(small.logprobs(sequences))
+        small.engine.output_matrix[VOCAB:] = 1e4
+        assert torch.equal(torch.cat(small.logprobs(sequences)), before)
+
+
+@pytest.mark.parametrize("field", ["teacher_logprobs", "sampler_logprobs"])
+def test_missing_logprobs_are_an_error(field):
+    examples = make_examples("pg")
+    setattr(examples[3], field, None)
+    with pytest.raises(OnpolError, match=f"Example 3.*{field}"):
+        make_learner("pg").step(examples)
+
+
+def test_missing_teacher_value_is_an_error():
+    examples = make_examples("pg")
+    examples[1].teacher_logprobs[0] = float("nan")
+    with pytest.raises(OnpolError, match="teacher_logprobs are missing"):
+        make_learner("pg").step(examples)
+
+
+def test_half_a_pair_is_an_error():
+    with pytest.raises(OnpolError, match="pair 2"):
+        make_learner("dpo").step(make_examples("dpo")[:5])
+
+
+def test_overlong_sequences_are_dropped_and_counted():
+    config = make_config()
+    config.model.max_context = 9
+    examples = make_examples("sft")
+    kept = [e for e in examples if len(e) <= 9]
+    assert 0 < len(kept) < len(examples)
+    metrics = make_learner(config=config).step(examples)
+    assert metrics["tokens/dropped_sequences"] == len(examples) - len(kept)
+
+
+def test_nonfinite_loss_stops_with_step_and_dump_and_leaves_weights():
+    learner = make_learner("pg")
+    examples = make_examples("pg")
+    learner.step(examples)
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    seen = []
+    learner.dump = lambda facts: seen.append(facts) or "debug/step-2.pt"
+    examples[0].advantages[:] = float("inf")
+    examples[0].pg_mask[:] = 1
+    with pytest.raises(RunFailed, match=r"Non-finite loss.*step 2.*debug/step-2\.pt"):
+        learner.step(examples)
+    assert seen[0]["step"] == 2
+    assert all(torch.equal(before[name], p) for name, p in learner.model.named_parameters())
+    assert all(p.grad is None for p in learner.model.parameters())
+
+
+def add_dropout(model):
+    add_adapters(model, LoraConfig(rank=2, dropout=0.1), 0)
+    return model
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, add_dropout], ids=["full", "lora-dropout"])
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_resume_is_bit_for_bit(prepare, rule):
+    def fresh():
+        config = make_config()
+        config.optim.name = rule
+        return make_learner(config=config, model=prepare(make_model(dtype=torch.float32)), dtype=torch.float32)
+
+    straight = fresh()
+    for seed in range(4):
+        straight.step(make_examples("sft", seed=seed))
+        if seed == 1:
+            state = straight.state_dict()
+            torch.save(state, buffer := io.BytesIO())
+    resumed = fresh()
+    buffer.seek(0)
+    resumed.load_state_dict(torch.load(buffer))
+    for seed in (2, 3):
+        resumed.step(make_examples("sft", seed=seed))
+    assert resumed.steps_done == 4
+    for (name, wanted), got in zip(
+        straight.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
+        assert torch.equal(wanted, got), name
+
+
+def test_state_of_another_setting_is_refused():
+    lora = make_learner(model=add_dropout(make_model()))
+    with pytest.raises(OnpolError, match="another model or LoRA setting"):
+        make_learner().load_state_dict(lora.state_dict())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("lora", [False, True])
+def test_saved_folder_opens_in_transformers_with_equal_logprobs(tmp_path, tied, lora):
+    model = make_model(dtype=torch.float32, tied=tied)
+    if lora:
+        add_adapters(model, LoraConfig(rank=3), 0)
+    learner = make_learner(model=model, dtype=torch.float32)
+    for seed in range(3):
+        learner.step(make_examples("sft", seed=seed))
+    learner.save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    again = make_learner(model=opened, dtype=torch.float32)
+    sequences = [(e.prompt_ids, e.completion_ids) for e in make_examples("sft")]
+    learner.model.eval()
+    assert torch.allclose(torch.cat(learner.logprobs(sequences)), torch.cat(again.logprobs(sequences)), atol=1e-5)
+    names = dict(again.named_weights())
+    assert names.keys() == dict(learner.named_weights()).keys()
+    assert "lm_head.weight" in names
+    assert not any("lora" in name or "base_layer" in name for name in names)
+
+
+def test_saved_folder_can_be_bf16(tmp_path):
+    learner = make_learner(dtype=torch.float32)
+    learner.save_pretrained(tmp_path, torch.bfloat16)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+
+
+def test_lora_trains_adapters_only_and_switches_off():
+    model = make_model(dtype=torch.float32)
+    sequences = [(e.prompt_ids, e.completion_ids) for e in make_examples("sft")]
+    base = torch.cat(make_learner(model=model, dtype=torch.float32).logprobs(sequences))
+    add_adapters(model, LoraConfig(rank=2), 0)
+    learner = make_learner(model=model, dtype=torch.float32)
+    assert torch.allclose(torch.cat(learner.logprobs(sequences)), base, atol=1e-5)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    for _ in range(3):
+        learner.step(make_examples("sft"))
+    assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
+    assert (torch.cat(learner.logprobs(sequences)) - base).abs().max() > 0.01
+    with learner.adapter_off():
+        assert torch.allclose(torch.cat(learner.logprobs(sequences)), base, atol=1e-5)
+    assert (torch.cat(learner.logprobs(sequences)) - base).abs().max() > 0.01
+
+
+def test_metrics_of_policy_gradient_by_hand():
+    examples = make_examples("pg", count=2)
+    learner = make_learner("pg")
+    policy = learner.logprobs([(e.prompt_ids, e.completion_ids) for e in examples])
+    for example, values in zip(examples, policy, strict=True):
+        example.pg_mask = torch.ones(len(values))
+        example.sampler_logprobs, example.teacher_logprobs = values.clone(), values - 0.5
+        example.advantages = torch.zeros(len(values))
+    metrics = learner.step(examples)
+    expected = 0.7 * 0.5 * torch.cat(policy).mean().item()  # -(1 * 0.7 * -0.5) log p
+    assert metrics["loss/policy_gradient"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["kl/teacher"] == pytest.approx(0.5, rel=1e-6)
+    assert metrics["kl/mismatch"] == pytest.approx(0, abs=1e-9)
+    assert metrics["ratio/mean"] == pytest.approx(1)
+    assert metrics["ratio/p01"] == pytest.approx(1)
+    assert metrics["tokens/trained"] == sum(len(values) for values in policy)
+
+
+def test_bf16_autocast_stays_near_float32():
+    sequences = [(e.prompt_ids, e.completion_ids) for e in make_examples("sft", count=12)]
+    exact = torch.cat(make_learner(dtype=torch.float32).logprobs(sequences))
+    for native in (True, False):
+        config = make_config()
+        config.learner.autocast, config.learner.native = Dtype.bfloat16, native
+        rough = torch.cat(make_learner(dtype=torch.float32, config=config).logprobs(sequences))
+        assert 0 < (rough - exact).abs().mean() < 0.05

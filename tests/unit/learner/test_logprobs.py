@@ -1,0 +1,88 @@
+"""Chunked log-probs and entropies against hand-worked values and plain autograd."""
+
+import math
+
+import pytest
+import torch
+
+from onpol_cli.learner.head import HeadOptions
+from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
+
+
+def case(tokens=7, hidden=5, rows=11):
+    torch.manual_seed(3)
+    states = torch.randn(tokens, hidden, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(rows, hidden, dtype=torch.float64, requires_grad=True)
+    return states, weight
+
+
+def test_logprob_and_entropy_by_hand():
+    # One hidden unit, weights log 1, log 2, log 5: probabilities 1/8, 2/8, 5/8.
+    states = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64, requires_grad=True)
+    logprobs, entropy = token_logprobs_entropy(states, weight, torch.tensor([1]), HeadOptions(3))
+    assert logprobs.item() == pytest.approx(math.log(0.25), abs=1e-12)
+    by_hand = -(math.log(1 / 8) / 8 + math.log(2 / 8) * 2 / 8 + math.log(5 / 8) * 5 / 8)
+    assert entropy.item() == pytest.approx(by_hand, abs=1e-12)
+    logprobs.sum().backward()
+    assert torch.allclose(weight.grad.flatten(), torch.tensor([-1 / 8, 6 / 8, -5 / 8], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_value_and_gradient_equal_log_softmax(chunk, temperature):
+    states, weight = case()
+    targets = torch.tensor([0, 3, 8, 1, 1, 7, 2])
+    upstream = torch.linspace(-1, 1, 14, dtype=torch.float64).view(7, 2)
+    options = HeadOptions(9, chunk, temperature)
+    both = torch.stack(token_logprobs_entropy(states, weight, targets, options, entropy_grad=True), 1)
+    grads = torch.autograd.grad((both * upstream).sum(), [states, weight])
+    logp = ((states @ weight[:9].T) / temperature).log_softmax(1)
+    plain = torch.stack([logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(1)], 1)
+    expected = torch.autograd.grad((plain * upstream).sum(), [states, weight])
+    assert torch.allclose(both, plain, atol=1e-12)
+    for got, wanted in zip(grads, expected, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-12)
+
+
+def test_padded_rows_have_no_effect_and_no_gradient():
+    states, weight = case()
+    targets = torch.zeros(7, dtype=torch.long)
+    before = token_logprobs(states, weight, targets, HeadOptions(9))
+    with torch.no_grad():
+        weight[9:] = 1e6
+    after = token_logprobs(states, weight, targets, HeadOptions(9))
+    after.sum().backward()
+    assert torch.equal(before, after)
+    assert torch.equal(weight.grad[9:], torch.zeros_like(weight[9:]))
+
+
+def test_watched_entropy_carries_no_gradient():
+    states, weight = case()
+    logprobs, entropy = token_logprobs_entropy(states, weight, torch.zeros(7, dtype=torch.long), HeadOptions(9))
+    assert not entropy.requires_grad
+    alone = token_logprobs(states, weight, torch.zeros(7, dtype=torch.long), HeadOptions(9))
+    for got, wanted in zip(
+        torch.autograd.grad(logprobs.sum(), [states, weight]),
+        torch.autograd.grad(alone.sum(), [states, weight]),
+        strict=True,
+    ):
+        assert torch.allclose(got, wanted, atol=1e-12)
+
+
+def test_extreme_logits_stay_finite():
+    states = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
+    logprobs, entropy = token_logprobs_entropy(states, weight, torch.tensor([0, 2]), HeadOptions(3), True)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert torch.allclose(logprobs, torch.zeros(2))
+    assert torch.isfinite(states.grad).all()
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_frozen_output_matrix_gets_no_gradient_buffer():
+    states, weight = case()
+    frozen = weight.detach()
+    token_logprobs(states, frozen, torch.zeros(7, dtype=torch.long), HeadOptions(9)).sum().backward()
+    assert frozen.grad is None
+    assert states.grad is not None

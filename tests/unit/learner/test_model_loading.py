@@ -1,0 +1,81 @@
+"""Paths, vocabularies and the check of a student-teacher pair."""
+
+import pytest
+import torch
+from learner_cases import make_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from onpol_cli.core.config import LoraConfig, ModelConfig
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.model import add_adapters, load_model, real_vocab, resolve_model_path
+from onpol_cli.learner.preflight import check_pair
+
+
+def tokenizer(words=("a", "b", "c"), eos="<e>", template="{{ messages }}"):
+    table = {word: number for number, word in enumerate([*words, "<e>", "<p>"])}
+    backend = Tokenizer(models.WordLevel(table, unk_token="<p>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token="<p>")
+    made.chat_template = template
+    return made
+
+
+class Rows:
+    """A stand-in for a Hugging Face configuration."""
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+
+def test_folder_run_and_hub_name_resolve(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "checkpoint" / "config.json").write_text("{}")
+    assert resolve_model_path(run) == str(run / "checkpoint")
+    assert resolve_model_path(run / "checkpoint") == str(run / "checkpoint")
+    assert resolve_model_path("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert resolve_model_path("tiny").endswith("tiny_base")
+
+
+def test_missing_folder_says_what_is_allowed(tmp_path):
+    with pytest.raises(OnpolError, match=r"config\.json.*'tiny'"):
+        resolve_model_path(tmp_path / "nothing")
+
+
+def test_random_weights_depend_on_the_seed_only(tmp_path):
+    make_model().config.save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), random_weights=True)
+    first, same, other = load_model(config, 1), load_model(config, 1), load_model(config, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(first.base_model.embed_tokens.weight, other.base_model.embed_tokens.weight)
+
+
+def test_wrong_adapter_targets_are_refused():
+    with pytest.raises(OnpolError, match=r"lora\.targets"):
+        add_adapters(make_model(), LoraConfig(rank=2, targets=["query_key_value"]), 0)
+
+
+def test_real_vocabulary_is_the_tokenizers():
+    assert real_vocab(tokenizer(), make_model()) == 5
+    with pytest.raises(OnpolError, match="do not fit"):
+        real_vocab(tokenizer([str(number) for number in range(50)]), make_model())
+
+
+def test_equal_pair_passes_with_different_padding():
+    check_pair(tokenizer(), tokenizer(), Rows(8), Rows(64))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "rows", "message"),
+    [
+        (tokenizer(["a", "b", "c", "d"]), 64, "real vocabulary 5 .student. and 6"),
+        (tokenizer(["b", "a", "c"]), 64, "2 tokens have different ids"),
+        (tokenizer(eos="<p>"), 64, "EOS '<e>'"),
+        (tokenizer(template="{{ other }}"), 64, "chat templates differ"),
+        (tokenizer(), 4, "the teacher has 4 output rows for 5 tokens"),
+    ],
+)
+def test_every_difference_is_named(teacher, rows, message):
+    with pytest.raises(OnpolError, match=message):
+        check_pair(tokenizer(), teacher, Rows(64), Rows(rows))

@@ -1,0 +1,77 @@
+"""The hand-written decoder against the transformers modules: values and every gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learner_cases import CPU, make_model, make_sequences
+
+from onpol_cli.core.config import LoraConfig
+from onpol_cli.learner import native
+from onpol_cli.learner.batch import lay_out
+from onpol_cli.learner.model import add_adapters
+from onpol_cli.learner.packed import pack, plan_packed
+
+
+def both(model, sequences, dtype):
+    padded, packed = lay_out(sequences, CPU), pack(sequences)
+    assert torch.equal(padded.targets, packed.targets)
+    assert torch.equal(padded.segments, packed.segments)
+    states = model.base_model(input_ids=padded.input_ids, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)[padded.predict], native.decode(model, packed, dtype)
+
+
+@given(count=st.integers(1, 9), prompts=st.integers(1, 4), longest=st.integers(1, 8), seed=st.integers(0, 99))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_states_and_gradients_equal_transformers(count, prompts, longest, seed):
+    model = make_model(seed)
+    sequences = make_sequences(count, seed, prompts, 1, longest)
+    wanted, got = both(model, sequences, torch.float64)
+    assert torch.allclose(wanted, got, atol=1e-5)
+    upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parameters = list(model.base_model.parameters())
+    expected = torch.autograd.grad((wanted * upstream).sum(), parameters)
+    actual = torch.autograd.grad((got * upstream).sum(), parameters)
+    for one, two in zip(expected, actual, strict=True):
+        assert (one - two).abs().max() <= 1e-4 * one.abs().max().clamp(min=1e-3)
+
+
+def test_bf16_products_are_as_near_as_autocast():
+    model = make_model(dtype=torch.float32)
+    sequences = make_sequences(12)
+    exact, rough = both(model, sequences, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic, _ = both(model, sequences, torch.bfloat16)
+    assert (rough - exact).abs().mean() < 2 * (automatic - exact).abs().mean()
+
+
+def test_shared_prompts_are_computed_once():
+    sequences = [([1, 2, 3, 4], [5, 6, 7]), ([1, 2, 3, 4], [8, 9]), ([1, 2], [3])]
+    layout = pack(sequences)
+    assert layout.padded_tokens == 4 + 2 + 2 + 1 + 0
+    assert layout.real_tokens == 7 + 6 + 3
+    assert layout.positions.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 4]
+
+
+def test_plan_keeps_every_unit_once_within_budget():
+    units = [[pair] for pair in make_sequences(20, prompts=4)]
+    for budget in (1, 12, 30, 1000):
+        batches = plan_packed(units, budget)
+        assert sorted(number for batch in batches for number in batch) == list(range(20))
+        for batch in batches:
+            assert len(batch) == 1 or pack([units[n][0] for n in batch]).padded_tokens <= budget
+
+
+@pytest.mark.parametrize("change", ["lora", "bias", "type", "rope"])
+def test_other_architectures_are_left_to_transformers(change):
+    model = make_model()
+    assert native.supports(model)
+    if change == "lora":
+        add_adapters(model, LoraConfig(rank=2), 0)
+    elif change == "bias":
+        model.config.attention_bias = True
+    elif change == "rope":
+        model.config.rope_parameters = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
+    else:
+        model.config.model_type = "gpt_new"
+    assert not native.supports(model)
