@@ -29,12 +29,26 @@ _FAILED_STARTS = 3
 OnVerdict = Callable[[int, Verdict], None]
 
 
+_TEAMS: weakref.WeakSet[_Team] = weakref.WeakSet()
+
+
+def _forget_in_fork() -> None:
+    """A fork of the parent must not hold the sockets open: workers end when the last copy closes."""
+    for team in list(_TEAMS):
+        for worker in team.workers:
+            worker.sock.close()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)
+
+
 class _Team:
     """The workers of one process, apart from `Sandbox` so that they end when it is garbage."""
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
         self.owner = os.getpid()
+        _TEAMS.add(self)
         # The kernel kills workers with the *thread* that started them, so that thread lives as long as they do.
         self.starter = ThreadPoolExecutor(1, thread_name_prefix="onpol-sandbox")
 
@@ -215,7 +229,8 @@ class _Batch:
         if first is None:
             return
         if not worker.ready:
-            worker.ready, self.failed_starts = True, 0
+            worker.welcome()
+            self.failed_starts = 0
             return
         if worker.job is None:
             raise Broken("spoke without being asked")

@@ -7,7 +7,9 @@ with them. Imports only the standard library and is wary of whatever a worker se
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -33,6 +35,7 @@ class Worker:
     def __init__(self, plan: isolation.Plan, space_mb: int, preload: list[str]) -> None:
         """Start the processes; `ready` turns true once they have loaded."""
         self.ready = False
+        self._handles: list[int] = []
         self.job: int | None = None
         self.deadline = time.monotonic() + START_S
         self.patience_s = 0.0
@@ -73,6 +76,19 @@ class Worker:
     def pids(self) -> list[int]:
         """Process ids of the two processes (of bubblewrap, where it is used)."""
         return [process.pid for process in self._processes]
+
+    def welcome(self) -> None:
+        """The processes have loaded: take hold of those that bubblewrap started.
+
+        Its own death does not end them where they run as another user than bubblewrap (the kernel
+        checks permission even for PR_SET_PDEATHSIG), so `end` kills them by these handles.
+        """
+        self.ready = True
+        parents = set(self.pids)
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                if int(file.read().rpartition(b")")[2].split()[1]) in parents:
+                    self._handles.append(os.pidfd_open(int(name)))
 
     def give(self, job: int, encoded: Iterator[bytes], patience_s: float) -> None:
         """Begin to send job number `job`; its deadline counts from when all of it is sent."""
@@ -157,6 +173,11 @@ class Worker:
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, limit - time.monotonic()))
+        for handle in self._handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+        self._handles.clear()
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
