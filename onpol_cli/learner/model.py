@@ -66,6 +66,13 @@ def load_config(path: str | Path, revision: str | None = None) -> Any:
         raise OnpolError(_load_message("configuration", path, error)) from error
 
 
+def quiet() -> None:
+    """No progress bars of transformers: a run has its own display."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer at `path` (resolved like a model)."""
     from transformers import AutoTokenizer
@@ -87,6 +94,7 @@ def load_model(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    quiet()
     dtype = getattr(torch, config.dtype.value)
     device = pick_device(config)
     extra = {} if config.attention == "auto" else {"attn_implementation": config.attention}

@@ -51,6 +51,7 @@ def seal(folder: Path) -> None:
     hashes = {str(item.relative_to(folder)): sha256_file(item) for item in files}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
     for item in [*files, folder / HASHES]:
+        item.chmod(0o644)  # safetensors writes 0600, which other users of a shared folder cannot read
         _sync(item)
 
 

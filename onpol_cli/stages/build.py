@@ -133,10 +133,11 @@ def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> L
     """The tutor as a frozen scorer, after checking that it fits the student."""
     from transformers import AutoModelForCausalLM
 
-    from onpol_cli.learner.model import load_config, load_tokenizer, pick_device, real_vocab
+    from onpol_cli.learner.model import load_config, load_tokenizer, pick_device, quiet, real_vocab
     from onpol_cli.learner.preflight import check_pair
     from onpol_cli.learner.scorer import LocalScorer
 
+    quiet()
     teacher_tokenizer = load_tokenizer(checkpoint.path)
     check_pair(load_tokenizer(student_path), teacher_tokenizer, load_config(student_path), load_config(checkpoint.path))
     device = pick_device(config.model)
