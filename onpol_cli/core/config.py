@@ -448,6 +448,8 @@ class MatrixConfig:
 
     rows: list[RowConfig] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
+    claims: str = "paper"
+    """Claims that the comparison judges."""
     jobs: int = 0
     """Rows made at the same time; 0: one per core (CPU), 1 on GPUs."""
     quick: list[str] = field(default_factory=list)

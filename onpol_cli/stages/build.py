@@ -158,9 +158,10 @@ def teacher_dtype(config: Config) -> torch.dtype:
 def engine_for(config: Config, model_path: str, tokenizer: Any, model: Any = None) -> RolloutEngine:
     """The rollout engine of the configuration, loaded with `model_path` (or copying `model`)."""
     from onpol_cli.core.seeding import derive_seed
-    from onpol_cli.learner.model import pick_device
+    from onpol_cli.learner.model import pick_device, quiet
     from onpol_cli.rollout.engine import build_engine
 
+    quiet()
     seed = derive_seed(config.seed, "engine") % 2**31
     return build_engine(config.rollout, model_path, tokenizer, seed, pick_device(config.model), model=model)
 

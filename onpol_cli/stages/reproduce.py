@@ -84,7 +84,7 @@ def run_reproduction(request: ReproduceRequest) -> None:
     say(f"All rows done in {seconds:.0f} s. Comparing.")
     comparison = CompareRequest(
         [str(root / job.eval_name) for job in jobs], out / "report.html", out, "csv,md,json,tex,png,svg",
-        as_json=request.as_json, note=_note(request, seconds),
+        as_json=request.as_json, note=_note(request, seconds), claims=config.matrix.claims,
     )  # fmt: skip
     run_comparison(comparison)
 
