@@ -143,4 +143,6 @@ def how_to_get(info: BenchInfo, file: str = "") -> str:
     if info.hub:
         name = file or info.hub_file
         return f"Get it with `hf download {info.hub} {name} --repo-type dataset`, then add --data FILE."
+    if info.name == "quixbugs":
+        return f"Run `git clone {info.download}`, then add --data QuixBugs (the folder)."
     return f"Get {info.files[0]} from {info.download}, then add --data FILE."

@@ -14,7 +14,7 @@ from pathlib import Path
 from onpol_cli.core.records import check_unique, read_records, require_fields
 from onpol_cli.core.types import Completion, Grade, Message, Problem
 from onpol_cli.sandbox.jobs import AssertJob, Job, Verdict
-from onpol_cli.tasks.programs import ProgramTask, Runner, code_of, generated_grade
+from onpol_cli.tasks.programs import BENCH_CPU_S, ProgramTask, Runner, code_of, generated_grade
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": str,
@@ -103,6 +103,7 @@ def make_job(problem: Problem, code: str) -> Job:
         test_source=problem.tests.script,
         entry_point=entry,
         preamble=problem.tests.helpers,
+        cpu_s=BENCH_CPU_S,
     )
 
 

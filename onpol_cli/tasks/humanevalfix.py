@@ -17,7 +17,7 @@ from onpol_cli.tasks.edit_bench import edit_bench
 from onpol_cli.tasks.humaneval import helpers_of
 from onpol_cli.tasks.minimal_edit.prompts import EditPrompts
 from onpol_cli.tasks.minimal_edit.testing import EditTests, parameters_of
-from onpol_cli.tasks.programs import ProgramTask, Runner
+from onpol_cli.tasks.programs import BENCH_CPU_S, ProgramTask, Runner
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": str,
@@ -69,7 +69,7 @@ def _without_last_call(script: str, entry: str) -> str:
 
 def make_job(problem: Problem, code: str) -> Job:
     """The job that tests the function of `code`."""
-    return cast(EditTests, problem.tests).job(code)
+    return cast(EditTests, problem.tests).job(code, cpu_s=BENCH_CPU_S)
 
 
 def build(path: Path, sandbox: Runner, prompts: EditPrompts) -> ProgramTask:

@@ -16,7 +16,7 @@ from onpol_cli.core.records import check_unique, read_records, require_fields
 from onpol_cli.core.types import Message, Problem
 from onpol_cli.sandbox.jobs import Job
 from onpol_cli.tasks.minimal_edit.testing import EditTests, parameters_of
-from onpol_cli.tasks.programs import ProgramTask, Runner
+from onpol_cli.tasks.programs import BENCH_CPU_S, ProgramTask, Runner
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": (int, str),
@@ -88,7 +88,7 @@ def _tested_function(where: str, code: str, lines: Sequence[str]) -> str:
 
 def make_job(problem: Problem, code: str) -> Job:
     """The job that tests the function of `code`."""
-    return cast(EditTests, problem.tests).job(code)
+    return cast(EditTests, problem.tests).job(code, cpu_s=BENCH_CPU_S)
 
 
 def messages(problem: Problem) -> list[Message]:

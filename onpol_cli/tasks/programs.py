@@ -22,6 +22,9 @@ FindCode = Callable[[Problem, Completion], str | None]
 MakeGrade = Callable[[Problem, Completion, Verdict | None], Grade]
 """Grade of a completion; the verdict is None when it holds no code."""
 
+BENCH_CPU_S = 10.0
+"""CPU seconds of a program in the public benches, whatever limit an experiment sets for its own task. Of
+their solutions the slowest takes about 3 s."""
 BATCH = 1024
 """Most items whose jobs exist at once: a long queue keeps every worker busy."""
 BATCH_BYTES = 256 * 1024 * 1024

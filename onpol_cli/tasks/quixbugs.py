@@ -21,7 +21,7 @@ from onpol_cli.core.types import Problem
 from onpol_cli.sandbox.jobs import AssertJob, Job
 from onpol_cli.tasks.edit_bench import edit_bench
 from onpol_cli.tasks.minimal_edit.prompts import EditPrompts
-from onpol_cli.tasks.programs import ProgramTask, Runner
+from onpol_cli.tasks.programs import BENCH_CPU_S, ProgramTask, Runner
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task_id": str,
@@ -105,16 +105,48 @@ class Script:
 
 
 def load(path: Path) -> list[Problem]:
-    """Problems of a QuixBugs file.
+    """Problems of a QuixBugs file, or of a checkout of its repository.
 
     Raises:
         OnpolError: unreadable, a field is missing or empty, an id occurs twice, or tests that do not parse.
     """
-    records = read_records(path)
+    records = read_checkout(path) if path.is_dir() else read_records(path)
     for number, record in enumerate(records, 1):
         require_fields(f"{path}, record {number}", record, FIELDS)
     check_unique(path, [record["task_id"] for record in records])
     return [_problem(f"{path}, record {number}", record) for number, record in enumerate(records, 1)]
+
+
+def read_checkout(folder: Path) -> list[dict[str, Any]]:
+    """Records from a checkout of jkoppel/QuixBugs: every program that has a test file, by name.
+
+    Raises:
+        OnpolError: the folder is something else.
+    """
+    records: list[dict[str, Any]] = []
+    for test in sorted((folder / "python_testcases").glob("test_*.py")):
+        name = test.stem.removeprefix("test_")
+        sources = [folder / part / f"{name}.py" for part in ("python_programs", "correct_python_programs")]
+        cases = folder / "json_testcases" / f"{name}.json"
+        if all(source.is_file() for source in sources):
+            buggy, correct = (source.read_text(encoding="utf-8") for source in sources)
+            lines = cases.read_text(encoding="utf-8").splitlines() if cases.is_file() else []
+            records.append(
+                {
+                    "task_id": f"QuixBugs/{name}",
+                    "entry_point": name,
+                    "buggy": buggy,
+                    "correct": correct,
+                    "json_testcases": [json.loads(line) for line in lines if line.strip()],
+                    "python_test": test.read_text(encoding="utf-8"),
+                }
+            )
+    if not records:
+        raise OnpolError(
+            f"{folder} is no checkout of QuixBugs (python_testcases/test_*.py with python_programs and "
+            "correct_python_programs). Run: git clone https://github.com/jkoppel/QuixBugs"
+        )
+    return records
 
 
 def _problem(where: str, record: Mapping[str, Any]) -> Problem:
@@ -190,6 +222,7 @@ def make_job(problem: Problem, code: str) -> Job:
         entry_point=problem.entry_point,
         preamble=NODE_CLASS,
         in_process=problem.tests.in_process,
+        cpu_s=BENCH_CPU_S,
     )
 
 

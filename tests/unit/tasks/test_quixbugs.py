@@ -83,3 +83,23 @@ def test_bad_records_are_named(tmp_path, changes, said):
     with pytest.raises(OnpolError, match=said) as caught:
         problem(tmp_path, **changes)
     assert "q.jsonl, record 1" in str(caught.value)
+
+
+def test_a_checkout_gives_the_same_problems_as_a_file(tmp_path):
+    files = {
+        "python_programs/f.py": RECORD["buggy"],
+        "correct_python_programs/f.py": RECORD["correct"],
+        "python_testcases/test_f.py": RECORD["python_test"],
+        "python_testcases/test_without_program.py": "def test(): pass",
+        "json_testcases/f.json": "\n".join(json.dumps(case) for case in RECORD["json_testcases"]),
+    }
+    for name, text in files.items():
+        path = tmp_path / "QuixBugs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert load(tmp_path / "QuixBugs") == [problem(tmp_path)]
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(OnpolError, match="no checkout of QuixBugs"):
+        load(tmp_path)
