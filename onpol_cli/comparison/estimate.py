@@ -95,10 +95,12 @@ def score(column: Column, label: str, level: float = 0.95) -> Estimate:
     draws = _draws(column, label, "left")
     estimate = _estimate(draws, (num, den), None, paired=True, n=column.counted(label), level=level)
     low, high, how = estimate.low, estimate.high, estimate.method
-    if column.metric.proportion and len(seeds) == 1 and (column.samples == 1 or estimate.se == 0):
-        # A bootstrap of equal values has no width; Wilson's interval does.
-        low, high = wilson(float(num.sum()), int(den.sum()), level)
-        how = "Wilson"
+    if column.metric.proportion:
+        low, high = max(low, 0.0), min(high, 1.0)
+        if estimate.se == 0 or (len(seeds) == 1 and column.samples == 1):
+            # Resampled equal values have no width; Wilson's interval does.
+            low, high = wilson(float(num.sum()) / len(seeds), int(den.sum(axis=1).max()), level)
+            how = "Wilson"
     return _replace(estimate, low, high, how, tuple(zip(seeds, map(float, each), strict=True)))
 
 
@@ -121,8 +123,8 @@ def difference(column: Column, left: str, right: str, level: float = 0.95) -> Es
     estimate = _estimate(draws, (num_l, den_l), (num_r, den_r), paired=paired, n=either, level=level)
     low, high, how = estimate.low, estimate.high, estimate.method
     se, problem_variance = estimate.se, estimate.problem_variance
-    if column.metric.proportion and len(seeds_l) == len(seeds_r) == 1 and (column.samples == 1 or se == 0):
-        low, high, se = bonett_price(num_l[0] - num_r[0], level)
+    if column.metric.proportion and (se == 0 or (len(seeds_l) == len(seeds_r) == 1 and column.samples == 1)):
+        low, high, se = bonett_price(num_l.mean(axis=0) - num_r.mean(axis=0), level)
         how, problem_variance = "Bonett-Price", se * se
     found = _replace(estimate, low, high, how, by_seed, se, problem_variance)
     return replace(found, answer_variance=_answer_variance(column, left, right), answers=column.samples)
@@ -181,12 +183,15 @@ def _estimate(draws: Array, one: Side, other: Side | None, *, paired: bool, n: i
     """Value, interval and variance parts (see the module)."""
     left, right = ratios(*one), ratios(*other) if other else None
     value = float(left.mean() - (right.mean() if right is not None else 0.0))
+    seeds = max(len(left), len(right) if right is not None else 1)
+    if np.isnan(value):  # a seed without a passing answer has no average over passing answers
+        return Estimate(value, value, value, value, inf, n, seeds, 0.0, 0.0, (), "nothing counted")
     influence = _influence(*one).mean(axis=0) - (_influence(*other).mean(axis=0) if other else 0.0)
-    size, seeds = influence.size, max(len(left), len(right) if right is not None else 1)
+    size = influence.size
     problem = float((influence**2).sum()) * size / max(size - 1, 1)
     seed, df_parts = _seed_variance(left, right, paired)
     mixed = _interaction(one, other, paired) if df_parts else 0.0
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2]) if not np.isnan(value) else (np.nan, np.nan)
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     total, df, how = problem, inf, "bootstrap over problems"
     if df_parts:
         total = max(float(np.nanvar(draws)) + seed / seeds - mixed, problem, seed)
