@@ -37,8 +37,10 @@ PRELOAD = (
     "sklearn.metrics",
     "seaborn",
     "unittest.mock",
+    "Crypto.Cipher.AES",
 )
-"""Modules that BigCodeBench programs import most; loaded once per sandbox worker where installed."""
+"""Modules that BigCodeBench programs import most; loaded once per sandbox worker where installed.
+The last one reaches into the interpreter's C API when imported, which programs may not."""
 
 VALIDATION_SHARE = 10
 """One source in this many is for validation."""
