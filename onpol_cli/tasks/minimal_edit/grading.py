@@ -11,7 +11,7 @@ from typing import Any
 
 from onpol_cli.core.types import Completion, Grade, Outcome, Problem
 from onpol_cli.sandbox.jobs import Verdict
-from onpol_cli.tasks.minimal_edit.fidelity import fidelity
+from onpol_cli.tasks.minimal_edit.fidelity import distance, fidelity
 from onpol_cli.tasks.programs import code_of, outcome_of
 
 PASS_REWARD = 0.1
@@ -42,7 +42,8 @@ def edit_grade(problem: Problem, completion: Completion, verdict: Verdict | None
 
     Returns:
         A grade whose `excess_levenshtein` is a number for every answer that has code, parsing or
-        not; `extra["pass_below_fail"]` says that it passes and is paid less than a failure.
+        not; `extra["exact_reversal"]` says that its tokens are the original's, `extra["pass_below_fail"]`
+        that it passes and is paid less than a failure.
     """
     assert problem.original is not None and problem.corrupted is not None, f"{problem.problem_id} is no edit problem"
     outcome = outcome_of(completion, verdict)
@@ -58,13 +59,15 @@ def edit_grade(problem: Problem, completion: Completion, verdict: Verdict | None
         added_cc=measured.added_cc if measured else None,
         detail=verdict.detail if verdict is not None else "no code in the answer",
         wall_timeout=verdict is not None and verdict.wall_timeout,
-        extra=_extra(problem, outcome is Outcome.PASSED and reward < FAIL_REWARD),
+        extra=_extra(problem, code, outcome is Outcome.PASSED and reward < FAIL_REWARD),
     )
 
 
-def _extra(problem: Problem, pass_below_fail: bool) -> dict[str, Any]:
+def _extra(problem: Problem, code: str | None, pass_below_fail: bool) -> dict[str, Any]:
     """Further facts for samples.jsonl: whether the original passes here is known after `onpol data verify`."""
-    extra: dict[str, Any] = {"pass_below_fail": pass_below_fail}
+    assert problem.original is not None
+    reversal = code is not None and distance(problem.original, code) == 0
+    extra: dict[str, Any] = {"exact_reversal": reversal, "pass_below_fail": pass_below_fail}
     if "original_passes" in problem.meta:
         extra["original_passes"] = bool(problem.meta["original_passes"])
     return extra
