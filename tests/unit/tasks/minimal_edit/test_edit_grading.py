@@ -26,7 +26,7 @@ def test_the_exact_reversal_earns_the_full_reward() -> None:
         0,
     )
     assert grade.code == ORIGINAL
-    assert grade.extra == {"pass_below_fail": False}
+    assert grade.extra == {"exact_reversal": True, "pass_below_fail": False}
 
 
 def test_a_pass_is_paid_by_what_it_changes_beyond_the_reversal() -> None:
@@ -42,7 +42,7 @@ def test_a_pass_that_rewrites_everything_is_paid_less_than_a_failure_and_flagged
     )
     grade = edit_grade(PROBLEM, _answer(rewrite), PASSED)
     assert grade.reward < FAIL_REWARD
-    assert grade.extra == {"pass_below_fail": True}
+    assert grade.extra == {"exact_reversal": False, "pass_below_fail": True}
     assert grade.added_cc == 1
 
 
