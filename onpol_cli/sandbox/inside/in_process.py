@@ -9,6 +9,8 @@ A program here shares an interpreter with its judge, so this is hardening, not a
 * An audit hook, which cannot be removed, refuses the other roads there: gc.get_objects and its like,
   sys._current_frames, the interpreter's C API through ctypes, tracing, replacing a function's code, reading code of the tests.
   The process is not dumpable, so /proc/self/mem is closed by the kernel.
+* During a call, test methods, the guard and what leads to them are taken out of the tests' namespaces;
+  exceptions are copied before they pass through the tests, so that a kept one shows no traceback.
 * After each guarded call, before any assertion sees its result: builtins, unittest's classes and
   modules, and the tests must be what they were before the call; results must not contain objects of
   the program's classes that define their own comparison or truth.
@@ -24,7 +26,9 @@ the tests allow it.
 from __future__ import annotations
 
 import _thread
+import builtins
 import gc
+import inspect
 import operator
 import queue
 import sys
@@ -54,6 +58,15 @@ def describe(error: BaseException) -> list[Any]:
 
 def _install_hook(main_thread: int, test_namespace: dict[str, Any]) -> None:
     ident, refused, to_program = _thread.get_ident, _REFUSED_ALWAYS, _REFUSED_TO_PROGRAM
+    looking: set[int] = set()  # threads in which this hook itself reads a code object
+
+    def private(function: Any) -> bool:
+        """Whether a function of the tests is more than a local one, made to be given to the program."""
+        looking.add(ident())
+        try:
+            return "<locals>" not in function.__code__.co_qualname
+        finally:
+            looking.discard(ident())
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in refused:
@@ -65,8 +78,8 @@ def _install_hook(main_thread: int, test_namespace: dict[str, Any]) -> None:
         api = event == "ctypes.dlsym" and str(args[1]).startswith(("Py", "_Py"))
         if event in to_program or api:
             raise RuntimeError(f"{event} is not allowed in the sandbox")
-        if event == "object.__getattr__" and args[1] == "__code__":
-            if getattr(args[0], "__globals__", None) is test_namespace:
+        if event == "object.__getattr__" and args[1] == "__code__" and ident() not in looking:
+            if getattr(args[0], "__globals__", None) is test_namespace and private(args[0]):
                 raise RuntimeError("reading the tests is not allowed in the sandbox")
 
     sys.addaudithook(hook)
@@ -86,6 +99,13 @@ def serve(get, put):
         put(answer)
         answer = None
 """
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # a class, or a builtin without one
+        return None
 
 
 _WATCHED_MODULES = (
@@ -108,7 +128,8 @@ def _capture() -> dict[str, Any]:
         "watched": [*watched, sys.modules], "classes": classes, "modules": modules, "find": sys.modules.get,
         "before": [dict(place) for place in [*watched, sys.modules]] + [dict(vars(cls)) for cls in classes],
         "describe": describe, "ident": _thread.get_ident, "unittest": unittest, "mock": unittest.mock,
-        "type": type, "gc": gc, "same": operator.eq,
+        "type": type, "gc": gc, "same": operator.eq, "module_type": type(sys), "builtins": builtins,
+        "signature": _signature,
     }  # fmt: skip
 
 

@@ -39,6 +39,8 @@ CPU_S = 1.0
 """CPU seconds for a program with assert tests. A mutant that needs more is dropped, not kept as
 failing: its failure would rest on a limit."""
 UNITTEST_CPU_S = 15.0
+WALL_S = 120.0
+"""So long that only a sleeping program meets it: a loaded machine must not change the file."""
 ADDED_TESTS = 12
 CHUNK = 64
 """Sources between two writes of the partial file."""
@@ -242,7 +244,7 @@ def _asserts(tests: EditTests) -> int:
 
 
 def _job(tests: EditTests, code: str) -> Job:
-    return tests.job(code, UNITTEST_CPU_S if tests.kind == "unittest" else CPU_S)
+    return tests.job(code, UNITTEST_CPU_S if tests.kind == "unittest" else CPU_S, WALL_S)
 
 
 def _passing(sources: Sequence[Source], judge: Judge, entries: dict[str, _Entry]) -> list[Source]:

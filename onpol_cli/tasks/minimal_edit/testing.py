@@ -66,8 +66,8 @@ class EditTests:
         imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
         return "\n".join(ast.unparse(node) for node in imports if getattr(node, "module", "") != "__future__")
 
-    def job(self, code: str, cpu_s: float | None = None) -> Job:
-        """The job that tests `code`; `cpu_s` overrides the sandbox's limit."""
+    def job(self, code: str, cpu_s: float | None = None, wall_s: float | None = None) -> Job:
+        """The job that tests `code`; `cpu_s` and `wall_s` override the sandbox's limits."""
         if self.kind == "unittest":
             return UnittestJob(
                 source=code,
@@ -76,13 +76,15 @@ class EditTests:
                 entry_point=self.entry_point,
                 preamble=f"{self.preamble}\n{self.test_imports}",
                 cpu_s=cpu_s or UNITTEST_CPU_S,
+                wall_s=wall_s,
                 memory_mb=UNITTEST_MEMORY_MB,
             )
         common: dict[str, Any] = {"source": code, "entry_point": self.entry_point, "preamble": self.preamble}
+        common |= {"cpu_s": cpu_s, "wall_s": wall_s}
         if self.calls is None:
-            return AssertJob(test_source=self.source, cpu_s=cpu_s, **common)
+            return AssertJob(test_source=self.source, **common)
         calls, expected = self.calls
-        return CallJob(calls=calls, expected=expected, cpu_s=cpu_s, **common)
+        return CallJob(calls=calls, expected=expected, **common)
 
 
 def parameters_of(source: str, entry_point: str) -> tuple[str, ...]:
