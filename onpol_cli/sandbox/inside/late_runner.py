@@ -171,6 +171,8 @@ def _lying(run, value, depth=0):
     cls = run["type"](value)
     if cls in (int, float, str, bool, bytes, run["type"](None)):
         return None
+    if cls is run["module_type"]:  # `return plt`: only a module that was there before the program
+        return None if run["modules"].get(vars(value).get("__name__")) is value else "module"
     if _own_comparison(run, cls):
         return cls.__name__
     if issubclass(cls, run["mock"].NonCallableMock) and _call(run, run["same"], (value, object()), {})[1] is True:
