@@ -35,7 +35,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.", autocompletion=completion.overrides),
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name, prefix, path or latest:<method>.", autocompletion=completion.runs)]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name, prefix, path or latest:<method>.", autocompletion=completion.runs)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Compose and check, print the configuration, run nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
@@ -52,13 +54,17 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options of `onpol` itself."""
 
 
 @train.command("tutor", epilog="Example: onpol train tutor method=rl seed=1 method.steps=100")
-def train_tutor(overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+def train_tutor(
+    overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Train a tutor: method=sft|sft-gentle|sft-overtrained|rsft|dpo|rl."""
     from onpol_cli.stages.launch import launch_training
 
@@ -66,7 +72,9 @@ def train_tutor(overrides: Overrides = None, resume: Resume = False, dry_run: Dr
 
 
 @train.command("base", epilog="Example: onpol train base method.steps=600 run.name=my-base")
-def train_base(overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+def train_base(
+    overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Pretrain a small base model on the procedural world (about half an hour on a CPU)."""
     from onpol_cli.stages.launch import launch_base
 
@@ -74,7 +82,9 @@ def train_base(overrides: Overrides = None, resume: Resume = False, dry_run: Dry
 
 
 @distill.command("student", epilog="Example: onpol distill student tutor=latest:sft method=opd seed=1")
-def distill_student(overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+def distill_student(
+    overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Distil a student from tutor=RUN|PATH|latest:<method> (method=opd|opd-exact|gkd|rl_opd|multi_opd|opsd)."""
     from onpol_cli.stages.launch import launch_training
 
@@ -83,17 +93,24 @@ def distill_student(overrides: Overrides = None, resume: Resume = False, dry_run
 
 @app.command("eval", epilog="Example: onpol eval --bench livecodebench --data test6.jsonl --model latest:opd --json")
 def evaluate(
-    benches: Annotated[list[str], typer.Option("--bench", metavar="NAME", help="Bench; repeat for several.", autocompletion=completion.benches)],
+    benches: Annotated[
+        list[str],
+        typer.Option("--bench", metavar="NAME", help="Bench; repeat for several.", autocompletion=completion.benches),
+    ],
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", metavar="RUN|PATH", autocompletion=completion.runs)] = None,
-    answers: Annotated[Path | None, typer.Option("--answers", metavar="FILE", help="Grade these answers instead of sampling.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", metavar="FILE", help="Grade these answers instead of sampling.")
+    ] = None,
     data_file: Data = None,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the records go.")] = None,
     as_json: Json = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     partial: Annotated[bool, typer.Option("--partial", help="Count missing answers under no_answer.")] = False,
-    release: Annotated[str | None, typer.Option("--release", help="LiveCodeBench: v1...v6, release_v1...release_v6.")] = None,
+    release: Annotated[
+        str | None, typer.Option("--release", help="LiveCodeBench: v1...v6, release_v1...release_v6.")
+    ] = None,
     start_date: Annotated[str | None, typer.Option("--start-date", metavar="YYYY-MM-DD")] = None,
     end_date: Annotated[str | None, typer.Option("--end-date", metavar="YYYY-MM-DD")] = None,
     difficulty: Annotated[str | None, typer.Option("--difficulty", help="easy, medium or hard.")] = None,
@@ -102,8 +119,16 @@ def evaluate(
     """Evaluate a model, or grade answers that came from elsewhere, on one or several benches."""
     from onpol_cli.stages.evaluate import EvalRequest, run_evaluation
 
-    filters = {"release": release, "start_date": start_date, "end_date": end_date, "difficulty": difficulty, "platform": platform}
-    request = EvalRequest(benches, overrides or [], model, answers, data_file, run_dir, as_json, resume, dry_run, partial, filters)
+    filters = {
+        "release": release,
+        "start_date": start_date,
+        "end_date": end_date,
+        "difficulty": difficulty,
+        "platform": platform,
+    }
+    request = EvalRequest(
+        benches, overrides or [], model, answers, data_file, run_dir, as_json, resume, dry_run, partial, filters
+    )
     run_evaluation(request)
 
 
@@ -114,9 +139,13 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where tables and plots go.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Of csv,md,tex,json,png,svg.")] = "csv,md,json",
     claims: Annotated[str, typer.Option("--claims", metavar="NAME|FILE", help="Claims to judge.")] = "paper",
-    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of runs (default paths.runs).")] = None,
+    runs_dir: Annotated[
+        Path | None, typer.Option("--runs", metavar="DIR", help="Folder of runs (default paths.runs).")
+    ] = None,
     as_json: Json = False,
-    force: Annotated[bool, typer.Option("--force", help="Compare runs whose settings differ; the table says so.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare runs whose settings differ; the table says so.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Write the comparison of evaluated models: scores, intervals, claims, costs."""
@@ -183,24 +212,33 @@ def data_list(as_json: Json = False) -> None:
     list_data(as_json=as_json)
 
 
-@data.command("prepare", epilog="Example: onpol data prepare minimal-edit --source leetcode --data FILE --families in-domain --out F.jsonl")
+@data.command(
+    "prepare",
+    epilog="Example: onpol data prepare minimal-edit --source leetcode --data FILE --families in-domain --out F.jsonl",
+)
 def data_prepare(
     name: Annotated[str, typer.Argument(help="minimal-edit")],
     source: Annotated[str, typer.Option("--source", help="leetcode, bigcodebench, mbpp, PATH or hub:NAME.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help=".jsonl or .parquet")],
     data_file: Data = None,
-    families: Annotated[str, typer.Option("--families", help="in-domain, out-of-domain, all, or names.")] = "out-of-domain",
+    families: Annotated[
+        str, typer.Option("--families", help="in-domain, out-of-domain, all, or names.")
+    ] = "out-of-domain",
     max_corruptions: Annotated[int, typer.Option("--max-corruptions", min=1)] = 20,
     limit: Annotated[int, typer.Option("--limit", help="Source problems to use (0: all).")] = 0,
     seed: Annotated[int, typer.Option("--seed")] = 0,
-    exclude: Annotated[str | None, typer.Option("--exclude", metavar="FILE", help="LiveCodeBench file whose problems are left out.")] = None,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", metavar="FILE", help="LiveCodeBench file whose problems are left out.")
+    ] = None,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Corrupt the reference solutions of a pool into a Minimal Code Edit data set."""
     from onpol_cli.stages.data import PrepareRequest, prepare_data
 
-    prepare_data(PrepareRequest(name, source, out, data_file, families, max_corruptions, limit, seed, exclude, resume, as_json))
+    prepare_data(
+        PrepareRequest(name, source, out, data_file, families, max_corruptions, limit, seed, exclude, resume, as_json)
+    )
 
 
 @data.command("verify", epilog="Example: onpol data verify my-edits.jsonl --json")
@@ -212,7 +250,9 @@ def data_verify(file: Annotated[Path, typer.Argument(metavar="FILE")], as_json: 
 
 
 @runs.command("list", epilog="Example: onpol runs list --json")
-def runs_list(runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False) -> None:
+def runs_list(
+    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False
+) -> None:
     """List run directories, oldest first."""
     from onpol_cli.stages.runs import list_all
 
@@ -220,7 +260,9 @@ def runs_list(runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="D
 
 
 @runs.command("show", epilog="Example: onpol runs show latest:sft")
-def runs_show(run: RunName, runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False) -> None:
+def runs_show(
+    run: RunName, runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False
+) -> None:
     """Show a run: provenance, last metrics, budget."""
     from onpol_cli.stages.runs import show_run
 

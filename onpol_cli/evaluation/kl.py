@@ -32,7 +32,9 @@ class States(Protocol):
 
 
 @torch.no_grad()
-def token_kl(p_hidden: Tensor, p_matrix: Tensor, q_hidden: Tensor, q_matrix: Tensor, vocab: int, chunk: int = 256) -> Tensor:
+def token_kl(
+    p_hidden: Tensor, p_matrix: Tensor, q_hidden: Tensor, q_matrix: Tensor, vocab: int, chunk: int = 256
+) -> Tensor:
     """KL(p || q) at each position.
 
     Args:

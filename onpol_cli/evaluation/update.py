@@ -118,4 +118,7 @@ def forced_prefixes(
 
 def as_json(**parts: Any) -> dict[str, Any]:
     """The parts of update.json as plain floats."""
-    return {name: {k: round(float(v), 6) for k, v in part.items()} if isinstance(part, dict) else part for name, part in parts.items()}
+    return {
+        name: {k: round(float(v), 6) for k, v in part.items()} if isinstance(part, dict) else part
+        for name, part in parts.items()
+    }

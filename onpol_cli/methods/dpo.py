@@ -33,13 +33,19 @@ class Dpo:
             if len(ranked) >= 2 and distance(ranked[0]) < distance(ranked[-1]):
                 pairs.append([ranked[0], ranked[-1]])
         if not pairs:
-            raise RunFailed("No problem had two passing answers of different distance: dpo has no pairs. Raise method.group.")
+            raise RunFailed(
+                "No problem had two passing answers of different distance: dpo has no pairs. Raise method.group."
+            )
         return pairs
 
     def examples(self, groups: Sequence[Group]) -> list[TrainExample]:
         """Two examples per pair, with the reference's log-probs."""
         assert self.context.reference is not None
-        pairs = [(sample.ids, number, chosen) for number, pair in enumerate(groups) for sample, chosen in zip(pair, (True, False), strict=True)]
+        pairs = [
+            (sample.ids, number, chosen)
+            for number, pair in enumerate(groups)
+            for sample, chosen in zip(pair, (True, False), strict=True)
+        ]
         logprobs = self.context.reference([ids for ids, _, _ in pairs])
         return [
             TrainExample(*ids, pair=number, chosen=chosen, reference_logprobs=row)

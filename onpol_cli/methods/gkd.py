@@ -30,6 +30,8 @@ class Gkd(OnPolicy):
         samples = flat(groups)
         hidden = self.scored(samples, lambda teacher, ids: teacher.hidden(ids))
         return [
-            TrainExample(s.prompt_ids, s.completion_ids, div_mask=ones(s) * self.config.teacher_coef, teacher_hidden=row)
+            TrainExample(
+                s.prompt_ids, s.completion_ids, div_mask=ones(s) * self.config.teacher_coef, teacher_hidden=row
+            )
             for s, row in zip(samples, hidden, strict=True)
         ]

@@ -98,12 +98,12 @@ class OnPolicy:
             by_teacher.setdefault(id(self.teacher_of(sample)), []).append(index)
         for indices in by_teacher.values():
             teacher = self.teacher_of(samples[indices[0]])
-            for index, row in zip(indices, score(teacher, [self.teacher_ids(samples[i]) for i in indices]), strict=True):
+            for index, row in zip(
+                indices, score(teacher, [self.teacher_ids(samples[i]) for i in indices]), strict=True
+            ):
                 rows[index] = row
         done = [row for row in rows if row is not None]
         assert len(done) == len(samples)
         for sample, row in zip(samples, done, strict=True):
             assert row.shape[0] == len(sample.completion_ids), "a teacher must score every completion token"
         return done
-
-

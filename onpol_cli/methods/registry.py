@@ -35,7 +35,9 @@ def check_method(config: MethodConfig) -> None:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise OnpolError(f"Unknown method {config.name!r}.{hint} Methods: {', '.join(METHODS)}.")
     if issubclass(METHODS[config.name], OnPolicy) and config.adv_coef == 0 and config.teacher_coef == 0:
-        raise OnpolError(f"method.name={config.name} with adv_coef=0 and teacher_coef=0 has no signal. Set one of them.")
+        raise OnpolError(
+            f"method.name={config.name} with adv_coef=0 and teacher_coef=0 has no signal. Set one of them."
+        )
     if config.adv_coef != 0 and config.group < 2:
         raise OnpolError("method.group=1 makes every advantage 0. Use at least 2 rollouts per prompt.")
 

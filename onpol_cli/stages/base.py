@@ -163,5 +163,3 @@ def data_hash(config: Config) -> str:
     """Hash of the first step's texts: changes when the world or the mixture does."""
     pairs = texts_of_step(config.seed, 0, config.base, 3 * config.base.batch_tokens)
     return sha256_text("\0".join(part for pair in pairs for part in pair))
-
-

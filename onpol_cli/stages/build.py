@@ -63,7 +63,9 @@ def find_checkpoint(spec: str, config: Config) -> Checkpoint:
     if folder.is_dir() or ":" in spec or "/" not in spec:
         info = find_run(spec, runs_root(config))
         if not info.has_checkpoint:
-            raise OnpolError(f"Run {info.name} has no finished checkpoint (status: {info.status}). Finish it with --resume.")
+            raise OnpolError(
+                f"Run {info.name} has no finished checkpoint (status: {info.status}). Finish it with --resume."
+            )
         return Checkpoint(str(info.path / "checkpoint"), info, str(info.manifest.get("label", info.name)))
     return Checkpoint(resolve_model_path(spec), None, spec)
 
@@ -115,7 +117,9 @@ def encoded(task: Task, chat: Chat, problems: Sequence[Problem], config: Config)
     if len(fitting) < len(pairs):
         from onpol_cli.core.console import LOGGER
 
-        LOGGER.warning("%d of %d prompts exceed %d tokens and are left out", len(pairs) - len(fitting), len(pairs), limit)
+        LOGGER.warning(
+            "%d of %d prompts exceed %d tokens and are left out", len(pairs) - len(fitting), len(pairs), limit
+        )
     if not fitting:
         raise OnpolError(f"No prompt fits model.max_context={config.model.max_context}. Raise it.")
     return fitting

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onpol_cli.core.compose import compose
-from onpol_cli.core.settings import conf_dir
 from onpol_cli.core.console import say, show, show_json, show_text
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.settings import conf_dir
 from onpol_cli.runs.lookup import find_run, list_runs
 from onpol_cli.runs.rundir import SAMPLES
 
 if TYPE_CHECKING:
     from onpol_cli.comparison.compare import Comparison
-
 
 
 @dataclass
@@ -79,7 +78,9 @@ def chosen(request: CompareRequest) -> list[Path]:
         return [find_run(name, root).path for name in request.names]
     found = [info.path for info in list_runs(root) if info.status == "done" and (info.path / SAMPLES).is_file()]
     if not found:
-        raise OnpolError(f"No finished evaluation in {root}. Make some: onpol reproduce tiny --quick, or onpol eval --bench NAME.")
+        raise OnpolError(
+            f"No finished evaluation in {root}. Make some: onpol reproduce tiny --quick, or onpol eval --bench NAME."
+        )
     return found
 
 

@@ -121,7 +121,9 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
         name = f"eval-{_slug(label, source)}-s{config.seed}-{default_name('', config).rsplit('-', 2)[1]}"
         name += "-" + default_name("", config).rsplit("-", 1)[1]
         run = stack.enter_context(
-            open_run(config, name, request.command(), resume=request.resume, folder=request.run_dir, **facts, hashes=hashes)
+            open_run(
+                config, name, request.command(), resume=request.resume, folder=request.run_dir, **facts, hashes=hashes
+            )
         )
         write_problems(run, tasks, config)
         benches = (

@@ -10,6 +10,7 @@ from onpol_cli.core.compose import as_dict, compose, to_yaml
 from onpol_cli.core.config import Config
 from onpol_cli.core.console import say, show_json, show_text
 from onpol_cli.runs.rundir import METRICS, read_lines, read_manifest
+from onpol_cli.stages.session import follower
 
 COMMANDS = {"tutor": ["train", "tutor"], "student": ["distill", "student"]}
 DEFAULT_METHOD = {"tutor": "sft", "student": "opd"}
@@ -33,10 +34,12 @@ def launch_training(role: str, overrides: Sequence[str], *, resume: bool, dry_ru
 
         if not under_torchrun():
             launch_processes(config, command[1:], resume=resume, as_json=as_json)
-            return
+            return None
     from onpol_cli.stages.train import train_model
 
     path = train_model(config, role=role, command=command, resume=resume)
+    if follower():
+        return None
     return report(path, as_json, f"Evaluate it: onpol eval --bench tiny-edit-ood --model {path.name}")
 
 

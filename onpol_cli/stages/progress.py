@@ -114,7 +114,9 @@ class StepReporter:
             parts.append(sample)
         return Panel(Stack(*parts), title=self.run.name, title_align="left")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live is not None:
             self.live.__exit__(kind, error, trace)
         for logger in self.loggers:

@@ -8,6 +8,7 @@ parts are kept and interrupted ones go on.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +25,8 @@ from onpol_cli.runs.rundir import read_manifest
 
 PLAIN = "ONPOL_PLAIN"
 """Set in workers: no live display, several write to one terminal."""
+PR_SET_PDEATHSIG = 1
+"""prctl(2), Linux: the signal that a process gets when its parent dies."""
 BASE, TUTOR, STUDENT = "base", "train tutor", "distill student"
 
 
@@ -91,7 +94,9 @@ def run_reproduction(request: ReproduceRequest) -> None:
 
 def _note(request: ReproduceRequest, seconds: float) -> str:
     quick = "QUICK RUN (fewer steps and problems; not the experiment). " if request.quick else ""
-    words = " ".join(["onpol reproduce", request.experiment, *request.overrides, *(["--quick"] if request.quick else [])])
+    words = " ".join(
+        ["onpol reproduce", request.experiment, *request.overrides, *(["--quick"] if request.quick else [])]
+    )
     return f"{quick}{words}, {seconds:.0f} s."
 
 
@@ -162,7 +167,13 @@ def make_job(row: RowConfig, seed: int, request: ReproduceRequest, config: Confi
 def show_plan(jobs: Sequence[Job], request: ReproduceRequest) -> None:
     """What would run, one line a job."""
     if request.as_json:
-        show_json({"jobs": [{"row": j.key[0], "seed": j.key[1], "command": j.command, "overrides": list(j.words)} for j in jobs]})
+        show_json(
+            {
+                "jobs": [
+                    {"row": j.key[0], "seed": j.key[1], "command": j.command, "overrides": list(j.words)} for j in jobs
+                ]
+            }
+        )
         return
     for job in jobs:
         show_text(f"{job.train_name or job.eval_name}: onpol {job.command} {' '.join(job.words)}")
@@ -180,7 +191,9 @@ def run_jobs(jobs: Sequence[Job], count: int) -> None:
     failed: dict[tuple[str, int], str] = {}
     running: dict[Future[float], Job] = {}
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if count > 1 else {}
-    with _environment({PLAIN: "1", **environment}), ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    with _environment({PLAIN: "1", **environment}), ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         while waiting or running:
             for job in [j for j in waiting if j.needs is None or j.needs in done or j.needs not in keys]:
                 if len(running) >= count:
@@ -198,9 +211,7 @@ def run_jobs(jobs: Sequence[Job], count: int) -> None:
         raise RunFailed(f"Rows failed: {parts}. The same command goes on with the rest.")
 
 
-def _collect(
-    future: Future[float], job: Job, done: set[tuple[str, int]], failed: dict[tuple[str, int], str]
-) -> None:
+def _collect(future: Future[float], job: Job, done: set[tuple[str, int]], failed: dict[tuple[str, int], str]) -> None:
     error = future.exception()
     if error is None:
         done.add(job.key)
@@ -223,6 +234,15 @@ class _environment:
     def __exit__(self, *_: Any) -> None:
         for name in self.values:
             os.environ.pop(name, None)
+
+
+def end_with_parent() -> None:
+    """A worker whose parent is killed gets SIGTERM, as the user would send it: it saves its state and stops."""
+    import ctypes
+    import signal
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def run_job(job: Job) -> float:

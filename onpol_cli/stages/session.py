@@ -6,6 +6,7 @@ Owns what every run has in common, whatever it does. `stages.build` makes the pa
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,11 @@ def open_run(
         facts: further manifest entries.
     """
     path = folder or resumable(config, name, resume) or runs_root(config) / (config.run.name or name)
+    if follower():
+        from onpol_cli.stages.torchrun import FollowedRun
+
+        yield FollowedRun(path, resumed=resume)
+        return
     with RunDir.open(path, resume=resume) as run:
         if run.resumed:
             check_same_settings(run, config)
@@ -67,7 +73,9 @@ def open_run(
         start = time.perf_counter()
         before = run.manifest()
         started = before.get("started") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        run.update_manifest(run=run.name, started=started, status="running", **provenance(command, config.seed), **facts)
+        run.update_manifest(
+            run=run.name, started=started, status="running", **provenance(command, config.seed), **facts
+        )
         status = "failed"
         try:
             yield run
@@ -80,6 +88,11 @@ def open_run(
             run.update_manifest(status=status, wall_s=seconds)
 
 
+def follower() -> bool:
+    """Whether this is a process of torchrun other than the first: it must write nothing."""
+    return int(os.environ.get("RANK", "0")) > 0 and "WORLD_SIZE" in os.environ
+
+
 def resumable(config: Config, name: str, resume: bool) -> Path | None:
     """With --resume and no name: the newest unfinished run of the same command and settings."""
     if not resume or config.run.name:
@@ -89,7 +102,9 @@ def resumable(config: Config, name: str, resume: bool) -> Path | None:
         if info.status != "done" and info.name.startswith(stem) and not differences(info, config):
             LOGGER.info("resuming %s", info.path)
             return info.path
-    raise OnpolError(f"No unfinished run {stem}* with these settings in {runs_root(config)}. Name it: run.name=NAME --resume.")
+    raise OnpolError(
+        f"No unfinished run {stem}* with these settings in {runs_root(config)}. Name it: run.name=NAME --resume."
+    )
 
 
 def differences(info: RunInfo, config: Config) -> list[str]:
@@ -98,7 +113,9 @@ def differences(info: RunInfo, config: Config) -> list[str]:
     if not file.is_file():
         return []
     old, new = (_flat(as_dict(item)) for item in (from_yaml(file.read_text(encoding="utf-8")), config))
-    return [key for key in sorted(old.keys() | new.keys()) if key.split(".")[0] not in FREE and old.get(key) != new.get(key)]
+    return [
+        key for key in sorted(old.keys() | new.keys()) if key.split(".")[0] not in FREE and old.get(key) != new.get(key)
+    ]
 
 
 def check_same_settings(run: RunDir, config: Config) -> None:

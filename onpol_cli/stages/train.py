@@ -5,7 +5,6 @@ Follows one problem: task -> prompt ids -> rollout -> grade -> streams -> step -
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpol_cli.core.config import Config
-from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.core.types import Completion, Grade, Problem
 from onpol_cli.runs.rundir import RunDir
 from onpol_cli.stages import build
+from onpol_cli.stages.completions import make_source, steps_of
 from onpol_cli.stages.session import default_name, label, open_run, variant
 
 if TYPE_CHECKING:
@@ -116,11 +115,12 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
 def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack) -> None:
     from onpol_cli.methods.base import Source
     from onpol_cli.stages.progress import StepReporter
-    from onpol_cli.training.loop import Parts, save, train
+    from onpol_cli.training.loop import Parts, train
     from onpol_cli.training.monitors import Monitors
 
     bench, method, source, steps = assemble(run, config, tutors, stack)
-    reporter = stack.enter_context(StepReporter(run, config, steps))
+    first = bench.learner.world.rank == 0
+    reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
     run.update_manifest(planned_steps=steps)
     sync = _sync(bench, source)
     parts = Parts(
@@ -136,9 +136,11 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         on_step=_observer(run, config, reporter),
     )
     train(parts, config.run)
-    if config.run.save_every:
-        save(parts, steps, config.run.keep_last)
     finish(run, bench.learner, steps)
+
+
+def silent(step: int, metrics: dict[str, float], groups: list[Group]) -> None:
+    """What processes other than the first report."""
 
 
 def _observer(run: RunDir, config: Config, reporter: Observer) -> Observer:
@@ -159,6 +161,9 @@ def finish(run: RunDir, learner: Learner, steps: int) -> None:
 
     from onpol_cli.runs.checkpoint import write_folder
 
+    if learner.world.rank > 0:  # gathering the shards needs every process; only the first writes
+        learner.save_pretrained(run.checkpoint, torch.bfloat16)
+        return
     write_folder(run.checkpoint, lambda folder: learner.save_pretrained(folder, torch.bfloat16))
     hashes = {**run.manifest().get("hashes", {}), "model": build.model_hash(str(run.checkpoint))}
     run.update_manifest(finished_steps=steps, hashes=hashes)
@@ -222,62 +227,6 @@ def frozen_start(config: Config, model_config: Any, tokenizer: Any) -> LocalScor
     plain = replace(model_config, lora=replace(model_config.lora, rank=0))
     model = load_model(plain, derive_seed(config.seed, "model") % 2**31)
     return LocalScorer(model, real_vocab(tokenizer, model), config.learner, pick_device(config.model))
-
-
-def steps_of(config: Config, items: int) -> int:
-    """Optimiser steps: as configured, else from epochs over `items` groups."""
-    if config.method.steps:
-        return config.method.steps
-    if config.method.epochs <= 0:
-        raise OnpolError("method.steps=0 and method.epochs=0: nothing to do. Set one of them.")
-    return max(1, math.ceil(items * config.method.epochs / config.method.batch))
-
-
-def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[CompletionSource, int]:
-    """The completions of every step, and how many steps there are."""
-    from onpol_cli.methods.base import Source
-    from onpol_cli.training.ahead import AheadSource
-    from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource
-
-    settings = bench.config.method
-    seed = derive_seed(bench.config.seed, "train")
-    dataset = policy = None
-    if method.source is not Source.POLICY:
-        groups = prepared(run, bench, method) if method.prepares else reference_groups(bench)
-        dataset = DatasetSource(groups, settings.batch, seed)
-    if method.source is not Source.DATASET:
-        policy = PolicySource(
-            bench.problems, bench.sample, bench.grade, prompts=settings.prompts, group=settings.group, seed=seed
-        )
-    if dataset and not policy:
-        return dataset, steps_of(bench.config, len(dataset.items))
-    assert policy is not None and bench.engine is not None
-    source: CompletionSource = MixtureSource(dataset, policy, settings.lam, seed) if dataset else policy
-    steps = steps_of(bench.config, len(bench.problems))
-    if bench.config.rollout.max_off_policy_steps:
-        engine = bench.engine
-        source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s)
-    return source, steps
-
-
-def reference_groups(bench: Workbench) -> list[Group]:
-    """One reference completion per problem (for edit tasks the exact reversal)."""
-    from onpol_cli.methods.base import Sample
-
-    return [
-        [Sample(problem, ids, bench.chat.completion_ids(bench.task.reference(problem)))] for problem, ids in bench.problems
-    ]
-
-
-def prepared(run: RunDir, bench: Workbench, method: Method) -> list[Group]:
-    """The data set that a method selects from graded samples of the base; its cost is logged as step -1."""
-    from onpol_cli.training.sources import sample_groups
-
-    seed = derive_seed(bench.config.seed, "select")
-    groups, metrics = sample_groups(bench.problems, bench.config.method.group, seed, bench.sample, bench.grade)
-    if not run.resumed:
-        run.log({"step": -1, **metrics})
-    return method.select(groups)
 
 
 def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:

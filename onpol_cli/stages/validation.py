@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 def validator(task: Task, chat: Chat, sample: Sampler, config: Config) -> Callable[[int], dict[str, float]]:
     """A callable that samples one answer per validation problem, always with the same seeds."""
-    from onpol_cli.training.sources import sample_groups
+    from onpol_cli.training.sources import asked_of, sample_groups
 
     problems = build.encoded(task, chat, task.problems("validation")[: config.task.validation_problems], config)
 
     def validate(done: int) -> dict[str, float]:
-        groups, metrics = sample_groups(problems, 1, derive_seed(config.seed, "validation"), sample, task.grade)
+        asked = asked_of(problems, derive_seed(config.seed, "validation"))
+        groups, metrics = sample_groups(asked, 1, sample, task.grade)
         name = f"validation/{task.name}"
         chosen = {
             f"{name}/pass@1": metrics["outcome/passed"],

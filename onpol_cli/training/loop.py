@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,6 @@ class Parts:
         validate: scores the current policy, called with the number of finished steps.
         scores_teacher: whether building examples makes a teacher read every token.
         on_step: told each step's metrics and groups (progress, loggers, saved samples).
-        rank: of this process; only rank 0 writes.
     """
 
     run: RunDir
@@ -47,7 +46,11 @@ class Parts:
     validate: Callable[[int], Metrics] | None = None
     scores_teacher: bool = False
     on_step: Callable[[int, Metrics, list[Group]], None] = lambda step, metrics, groups: None
-    rank: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Of this process among the learner's."""
+        return self.learner.world.rank
 
 
 def train(parts: Parts, config: RunConfig) -> None:
@@ -64,6 +67,8 @@ def train(parts: Parts, config: RunConfig) -> None:
         for step in range(first, parts.steps):
             metrics, groups = one_step(parts, step)
             done = step + 1
+            if parts.learner.world.size > 1:
+                stop.asked = any(parts.learner.world.gather(stop.asked))
             if parts.validate is not None and _due(done, config.validate_every, parts.steps):
                 metrics |= parts.validate(done)
             if parts.rank == 0:
@@ -85,6 +90,7 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
     if parts.scores_teacher:
         metrics["time/score"] = time.perf_counter() - scoring
         metrics["tokens/scored"] = float(sum(len(s.prompt_ids) + len(s.completion_ids) for s in flat(groups)))
+    metrics = reduce_metrics(parts.learner.world.gather(metrics))
     training = time.perf_counter()
     metrics |= parts.learner.step(examples)
     metrics["time/train"] = time.perf_counter() - training
@@ -95,8 +101,32 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
     metrics["time/step"] = time.perf_counter() - start
     metrics["memory/peak_mb"] = peak_memory_mb()
     if not math.isfinite(metrics.get("loss/total", 0.0)):
-        raise RunFailed(f"The loss of step {step} is not finite. Lower optim.lr or look at the dump in {parts.run.path}.")
+        raise RunFailed(
+            f"The loss of step {step} is not finite. Lower optim.lr or look at the dump in {parts.run.path}."
+        )
     return metrics, groups
+
+
+SUMMED = ("tokens/", "grade/")
+LARGEST = ("time/", "length/max", "memory/")
+
+
+def reduce_metrics(parts: Sequence[Metrics]) -> Metrics:
+    """One step's metrics of all processes: counts summed, seconds and maxima the largest, shares averaged.
+
+    Shares are exact when every process has equally many rollouts, as with `method.prompts` a multiple of
+    the number of processes.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _reduced(name, [part[name] for part in parts if name in part]) for name in names}
+
+
+def _reduced(name: str, values: Sequence[float]) -> float:
+    if name.startswith(SUMMED):
+        return sum(values)
+    return max(values) if name.startswith(LARGEST) else sum(values) / len(values)
 
 
 def _due(done: int, every: int, steps: int) -> bool:

@@ -37,7 +37,9 @@ class Monitors:
         for kind, message in self._findings(metrics):
             text = f"Step {step}: {message} (monitor.{kind})."
             if self.config.action is GuardAction.stop:
-                raise RunFailed(f"{text} The last state is kept; change the setting or monitor.action=warn and --resume.")
+                raise RunFailed(
+                    f"{text} The last state is kept; change the setting or monitor.action=warn and --resume."
+                )
             if kind not in self.warned:
                 self.warned.add(kind)
                 LOGGER.warning("%s", text)
@@ -72,7 +74,10 @@ class Monitors:
         if self.first_length is None:
             self.first_length = length
         if length > self.config.length_factor * self.first_length:
-            return "length_factor", f"mean length {length:.0f} tokens, {length / self.first_length:.1f} x the first step's"
+            return (
+                "length_factor",
+                f"mean length {length:.0f} tokens, {length / self.first_length:.1f} x the first step's",
+            )
         return None
 
     def _truncated(self, metrics: dict[str, float]) -> tuple[str, str] | None:

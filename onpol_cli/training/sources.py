@@ -9,17 +9,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
 from onpol_cli.core.seeding import derive_rng, derive_seed
 from onpol_cli.core.types import Completion, Grade, Outcome, Problem, Rollout
+from onpol_cli.learner.parallel import World
 from onpol_cli.methods.base import Group, Ids, Sample, flat
 from onpol_cli.rollout.engine import Prompt
 from onpol_cli.training.order import Order
 
 Metrics = dict[str, float]
 Sampler = Callable[[Sequence[Prompt]], list[Rollout]]
+ALONE = World()
 Grader = Callable[[Sequence[tuple[Problem, Completion]]], list[Grade]]
 
 
@@ -34,14 +37,15 @@ class CompletionSource(Protocol):
 class DatasetSource:
     """Batches of a fixed list of groups."""
 
-    def __init__(self, groups: Sequence[Group], batch: int, seed: int) -> None:
+    def __init__(self, groups: Sequence[Group], batch: int, seed: int, world: World = ALONE) -> None:
         self.items = list(groups)
         self.batch = batch
+        self.world = world
         self.order = Order(len(self.items), seed)
 
     def groups(self, step: int) -> tuple[list[Group], Metrics]:
-        """`batch` groups in shuffled order."""
-        return [self.items[index] for index in self.order.take(step, self.batch)], {}
+        """This process's share of the step's `batch` groups, in shuffled order."""
+        return [self.items[index] for index in self.world.share(self.order.take(step, self.batch))], {}
 
 
 class PolicySource:
@@ -56,8 +60,10 @@ class PolicySource:
         prompts: int,
         group: int,
         seed: int,
+        world: World = ALONE,
     ) -> None:
         self.problems = list(problems)
+        self.world = world
         self.sample = sample
         self.grade = grade
         self.prompts = prompts
@@ -66,9 +72,13 @@ class PolicySource:
         self.order = Order(len(self.problems), seed)
 
     def groups(self, step: int) -> tuple[list[Group], Metrics]:
-        """`prompts` groups of `group` rollouts each, seeded by run, step and place."""
-        chosen = [self.problems[index] for index in self.order.take(step, self.prompts)]
-        return sample_groups(chosen, self.group, derive_seed(self.seed, "rollout", step), self.sample, self.grade)
+        """`prompts` groups of `group` rollouts each (this process's share), seeded by run, step and place."""
+        seed = derive_seed(self.seed, "rollout", step)
+        chosen = [
+            Asked(*self.problems[index], derive_seed(seed, place))
+            for place, index in enumerate(self.order.take(step, self.prompts))
+        ]
+        return sample_groups(self.world.share(chosen), self.group, self.sample, self.grade)
 
 
 class MixtureSource:
@@ -87,18 +97,27 @@ class MixtureSource:
         return groups, {**metrics, "mixture/on_policy": float(on_policy)}
 
 
-def sample_groups(
-    problems: Sequence[tuple[Problem, Ids]], group: int, seed: int, sample: Sampler, grade: Grader
-) -> tuple[list[Group], Metrics]:
-    """Sample `group` completions per problem and grade them all in one call."""
-    prompts = [
-        Prompt(problem.problem_id, ids, samples=group, seed=derive_seed(seed, place))
-        for place, (problem, ids) in enumerate(problems)
-    ]
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to sample from: its problem, its token ids, and the seed of its rollouts."""
+
+    problem: Problem
+    ids: Ids
+    seed: int
+
+
+def asked_of(problems: Sequence[tuple[Problem, Ids]], seed: int) -> list[Asked]:
+    """`problems` with a seed each, by place."""
+    return [Asked(problem, ids, derive_seed(seed, place)) for place, (problem, ids) in enumerate(problems)]
+
+
+def sample_groups(asked: Sequence[Asked], group: int, sample: Sampler, grade: Grader) -> tuple[list[Group], Metrics]:
+    """Sample `group` completions per prompt and grade them all in one call."""
+    prompts = [Prompt(one.problem.problem_id, one.ids, samples=group, seed=one.seed) for one in asked]
     start = time.perf_counter()
     rollouts = sample(prompts)
     generated = time.perf_counter()
-    owners = [problem for problem, _ in problems for _ in range(group)]
+    owners = [one.problem for one in asked for _ in range(group)]
     assert len(owners) == len(rollouts)
     grades = grade([(owner, rollout.completion()) for owner, rollout in zip(owners, rollouts, strict=True)])
     graded = time.perf_counter()
@@ -112,8 +131,10 @@ def sample_groups(
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """Reward, length and outcome shares of graded rollouts."""
+    """Reward, length and outcome shares of graded rollouts; {} for none (a process without a share)."""
     samples = flat(groups)
+    if not samples:
+        return {}
     grades = [sample.grade for sample in samples if sample.grade is not None]
     lengths = [len(sample.completion_ids) for sample in samples]
     shares = Counter(grade.outcome for grade in grades)

@@ -3,7 +3,7 @@
 from onpol_cli.core.types import Finish, Grade, Outcome, Problem, Rollout
 from onpol_cli.methods.base import Sample
 from onpol_cli.training.order import Order
-from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource, rollout_metrics, sample_groups
+from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource, asked_of, rollout_metrics, sample_groups
 
 PROBLEMS = [(Problem(f"p{i}", "", None), (1, i)) for i in range(5)]
 
@@ -67,7 +67,7 @@ def test_mixture_draws_the_share_it_was_told():
 
 
 def test_metrics_count_outcomes_and_constant_groups():
-    groups, metrics = sample_groups(PROBLEMS, 2, 0, sampler, grader)
+    groups, metrics = sample_groups(asked_of(PROBLEMS, 0), 2, sampler, grader)
     assert metrics["outcome/passed"] == 0.8 and metrics["outcome/failed"] == 0.2
     assert metrics["reward/constant_groups"] == 1.0
     assert rollout_metrics(groups)["length/max"] <= 3

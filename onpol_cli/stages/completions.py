@@ -1,0 +1,87 @@
+"""Where a training run's completions come from: its data set, the policy, or the base's selected samples.
+
+Owns the choice of a `CompletionSource` and the number of steps; sampling and grading are the workbench's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from onpol_cli.core.config import Config
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.seeding import derive_seed
+from onpol_cli.runs.rundir import METRICS, RunDir, read_lines
+
+if TYPE_CHECKING:
+    from onpol_cli.methods.base import Group, Method
+    from onpol_cli.stages.train import Workbench
+    from onpol_cli.training.sources import CompletionSource
+
+
+def steps_of(config: Config, items: int) -> int:
+    """Optimiser steps: as configured, else from epochs over `items` groups."""
+    if config.method.steps:
+        return config.method.steps
+    if config.method.epochs <= 0:
+        raise OnpolError("method.steps=0 and method.epochs=0: nothing to do. Set one of them.")
+    return max(1, math.ceil(items * config.method.epochs / config.method.batch))
+
+
+def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[CompletionSource, int]:
+    """The completions of every step, and how many steps there are."""
+    from onpol_cli.methods.base import Source
+    from onpol_cli.training.ahead import AheadSource
+    from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource
+
+    settings = bench.config.method
+    seed = derive_seed(bench.config.seed, "train")
+    dataset = policy = None
+    if method.source is not Source.POLICY:
+        groups = prepared(run, bench, method) if method.prepares else reference_groups(bench)
+        dataset = DatasetSource(groups, settings.batch, seed, bench.learner.world)
+    if method.source is not Source.DATASET:
+        policy = PolicySource(
+            bench.problems, bench.sample, bench.grade, prompts=settings.prompts, group=settings.group, seed=seed,
+            world=bench.learner.world,
+        )  # fmt: skip
+    if dataset and not policy:
+        return dataset, steps_of(bench.config, len(dataset.items))
+    assert policy is not None and bench.engine is not None
+    source: CompletionSource = MixtureSource(dataset, policy, settings.lam, seed) if dataset else policy
+    steps = steps_of(bench.config, len(bench.problems))
+    if bench.config.rollout.max_off_policy_steps:
+        engine = bench.engine
+        source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s)
+    return source, steps
+
+
+def reference_groups(bench: Workbench) -> list[Group]:
+    """One reference completion per problem (for edit tasks the exact reversal)."""
+    from onpol_cli.methods.base import Sample
+
+    return [
+        [Sample(problem, ids, bench.chat.completion_ids(bench.task.reference(problem)))]
+        for problem, ids in bench.problems
+    ]
+
+
+def prepared(run: RunDir, bench: Workbench, method: Method) -> list[Group]:
+    """The data set that a method selects from graded samples of the base; its cost is logged as step -1."""
+    from onpol_cli.training.loop import reduce_metrics
+    from onpol_cli.training.sources import asked_of, sample_groups
+
+    seed = derive_seed(bench.config.seed, "select")
+    world = bench.learner.world
+    share = world.share(asked_of(bench.problems, seed))
+    groups, metrics = sample_groups(share, bench.config.method.group, bench.sample, bench.grade)
+    if not any(row.get("step") == -1 for row in read_lines(run.path / METRICS)):
+        run.log({"step": -1, **reduce_metrics(world.gather(metrics))})
+    return method.select(interleaved(world.gather(groups)))
+
+
+def interleaved(parts: Sequence[list[Group]]) -> list[Group]:
+    """Shares of all processes in the order of one process: the inverse of `World.share`."""
+    longest = max(map(len, parts))
+    return [part[place] for place in range(longest) for part in parts if place < len(part)]

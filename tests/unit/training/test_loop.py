@@ -1,0 +1,32 @@
+"""Reductions over processes."""
+
+import pytest
+
+from onpol_cli.learner.parallel import World
+from onpol_cli.stages.completions import interleaved
+from onpol_cli.training.loop import reduce_metrics
+
+
+def test_one_process_changes_nothing():
+    part = {"reward/mean": 0.5, "tokens/generated": 3.0}
+    assert reduce_metrics([part]) is part
+
+
+def test_counts_add_seconds_are_the_slowest_shares_average():
+    parts = [
+        {"reward/mean": 0.0, "tokens/generated": 3.0, "time/generate": 1.0, "length/max": 9.0},
+        {"reward/mean": 1.0, "tokens/generated": 5.0, "time/generate": 2.0, "length/max": 4.0},
+    ]
+    reduced = reduce_metrics(parts)
+    assert reduced == {"reward/mean": 0.5, "tokens/generated": 8.0, "time/generate": 2.0, "length/max": 9.0}
+
+
+def test_a_process_without_a_share_does_not_count():
+    assert reduce_metrics([{"reward/mean": 0.5}, {}]) == {"reward/mean": 0.5}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_interleaving_undoes_sharing(size, count):
+    items = list(range(count))
+    assert interleaved([World(rank, size).share(items) for rank in range(size)]) == items
