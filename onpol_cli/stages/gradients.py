@@ -39,4 +39,4 @@ def gradient(learner: Learner, examples: Sequence[TrainExample]) -> tuple[dict[s
     trained = [p for p in learner.model.parameters() if p.requires_grad]
     parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float().cpu() for p in trained]
     learner.optimiser.zero_grad()
-    return summarise(tally), torch.cat(parts)
+    return summarise([tally.plain()]), torch.cat(parts)

@@ -63,7 +63,9 @@ def make_plan(command: str, overrides: Sequence[str]) -> tuple[SweepPlan, Path]:
     folder = runs / "sweeps" / f"{first[0]}-{sha256_text(' '.join([*first, *sorted(words)]))[:8]}"
     if (folder / PLAN).is_file():
         return read_plan(folder), folder
-    return SweepPlan(first, [resolved(word, runs) for word in words], str(runs), os.getcwd()), folder
+    own = [resolved(word, runs) for word in words]
+    varied = [word.lstrip("+").partition("=")[0] for word in own if is_varied(word)]
+    return SweepPlan(first, own, varied, str(runs), os.getcwd()), folder
 
 
 def is_hydra(word: str) -> bool:
@@ -74,6 +76,15 @@ def is_hydra(word: str) -> bool:
 def first_value(word: str) -> str:
     """`seed=1,2` as `seed=1`: one combination, to see that the rest composes."""
     return expanded(word)[0]
+
+
+def is_varied(word: str) -> bool:
+    """Whether an override of the experiment takes several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return not is_hydra(word) and bool(
+        OverridesParser.create().parse_override(for_hydra([word])[0]).is_sweep_override()
+    )
 
 
 def expanded(word: str) -> list[str]:

@@ -24,6 +24,8 @@ PLAN = "sweep.json"
 JOBS = "jobs"
 SAVING_S = 600.0
 """How long an interrupted job may take to save its state before it is killed."""
+LABELLED = ("method", "tutor", "seed")
+"""Settings that tables tell apart by themselves."""
 DONE, FAILED = "done", "failed"
 
 
@@ -34,12 +36,14 @@ class SweepPlan:
     Attributes:
         command: words of the command, `["distill", "student"]`.
         words: the sweep's overrides, `latest:` resolved.
+        varied: settings that take several values.
         runs: absolute folder of run directories.
         cwd: where the sweep was started; jobs run there.
     """
 
     command: list[str]
     words: list[str]
+    varied: list[str]
     runs: str
     cwd: str
 
@@ -108,7 +112,18 @@ def train_words(plan: SweepPlan, name: str, overrides: Sequence[str]) -> list[st
     """The command that trains, None if that is done."""
     if run_status(plan, name) == DONE:
         return None
-    return [*plan.command, *overrides, f"paths.runs={plan.runs}", f"run.name={name}", *_resume(plan, name)]
+    own = [*label_words(plan, overrides), f"paths.runs={plan.runs}", f"run.name={name}"]
+    return [*plan.command, *overrides, *own, *_resume(plan, name)]
+
+
+def label_words(plan: SweepPlan, overrides: Sequence[str]) -> list[str]:
+    """A label that keeps jobs apart which method, tutor and seed do not: `OPD lr=1e-06`."""
+    from onpol_cli.core.compose import compose
+
+    pairs = [word.lstrip("+").split("=", 1) for word in overrides]
+    apart = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs if key in plan.varied and key not in LABELLED]
+    method = compose(overrides).method
+    return [f'method.label="{method.label or method.variant} {" ".join(apart)}"'] if apart else []
 
 
 def eval_words(plan: SweepPlan, name: str, overrides: Sequence[str]) -> list[str] | None:

@@ -1,0 +1,204 @@
+"""`onpol doctor`: each check finds what it is there for, with a remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from onpol_cli.core.compose import compose
+from onpol_cli.core.config import Config, Engine
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.stages import doctor_checks as checks
+from onpol_cli.stages.doctor import examine, preflight, require_preflight, row_findings, run_doctor
+from onpol_cli.stages.doctor_checks import Finding, Level
+
+
+@pytest.fixture
+def config(policy_folder: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A configuration on the small model, with further overrides."""
+
+    def make(*words: str) -> Config:
+        base = ["experiment=none", f"paths.runs={tmp_path}", f"model.path={policy_folder}", "model.max_context=2048"]
+        return compose([*base, *words])
+
+    return make
+
+
+def worst(findings: list[Finding]) -> Finding:
+    """The gravest of several findings."""
+    return max(findings, key=lambda finding: list(Level).index(finding.level))
+
+
+def test_cuda_without_cuda_is_an_error(config: Callable[..., Config]) -> None:
+    found = worst(checks.check_device(config("model.device=cuda")))
+    assert found.level is (Level.ok if torch.cuda.is_available() else Level.error)
+    assert checks.check_device(config("model.device=cpu"))[0].level is Level.ok
+
+
+def test_an_engine_that_is_not_installed_matters_only_if_it_is_asked_for(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    assert worst(checks.check_engines(config())).level is Level.ok
+    found = worst(checks.check_engines(config("rollout=vllm")))
+    assert found.level is Level.error and "pip install 'onpol[vllm]'" in found.remedy
+    assert checks.engine_state(Engine.hf)[0]
+
+
+def test_the_sandbox_says_how_programs_are_isolated(config: Callable[..., Config]) -> None:
+    (found,) = checks.check_isolation(config())
+    assert found.level in (Level.ok, Level.warning) and found.message
+    (strict,) = checks.check_isolation(config("sandbox=strict"))
+    assert strict.level is (Level.ok if found.level is Level.ok else Level.error)
+
+
+def test_too_little_space_is_an_error(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks.check_disk(config())[0].level is Level.ok
+    monkeypatch.setattr(checks, "weights_gb", lambda _: 1e6)
+    (found,) = checks.check_disk(config())
+    assert found.level is Level.error and "runs prune" in found.remedy
+
+
+def test_a_file_in_the_place_of_the_runs_folder_is_an_error(config: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (found,) = checks.check_disk(config(f"paths.runs={tmp_path / 'file'}"))
+    assert found.level is Level.error and "paths.runs=DIR" in found.remedy
+
+
+def test_benches_say_where_their_data_are(config: Callable[..., Config], tmp_path: Path) -> None:
+    file = tmp_path / "h.jsonl"
+    file.write_text("{}")
+    words = ["eval.benches=[tiny-codegen,humaneval,quixbugs]", f"eval.data.humaneval={file}"]
+    found = {item.check: item for item in checks.check_benches(config(*words, "eval.data.quixbugs=/nowhere.jsonl"))}
+    assert found["data of tiny-codegen"].level is Level.ok
+    assert found["data of humaneval"].message == str(file)
+    assert found["data of quixbugs"].level is Level.error and "add --data FILE" in found["data of quixbugs"].remedy
+
+
+def test_data_that_are_nowhere_are_an_error_or_a_download(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONPOL_DATA", "/nowhere")
+    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    found = {item.check: item for item in checks.check_benches(config("eval.benches=[mbpp,humanevalfix]"))}
+    assert found["data of mbpp"].level is Level.error
+    assert found["data of humanevalfix"].level in (Level.warning, Level.ok)
+
+
+def test_an_unknown_bench_is_an_error_with_the_nearest_name(config: Callable[..., Config]) -> None:
+    found = worst(checks.check_benches(config("eval.benches=[humanval]")))
+    assert found.level is Level.error and "humaneval" in found.message + found.remedy
+
+
+def test_a_model_beyond_its_positions_is_an_error(config: Callable[..., Config]) -> None:
+    assert checks.check_model(config())[0].level is Level.ok
+    found = worst(checks.check_model(config("model.max_context=9000")))
+    assert found.level is Level.error and found.remedy == "Use model.max_context=4096."
+
+
+def test_a_model_without_a_chat_template_is_an_error(
+    config: Callable[..., Config], policy_folder: Path, tmp_path: Path
+) -> None:
+    for file in policy_folder.iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    found = worst(checks.check_model(config(f"model.path={tmp_path}")))
+    assert found.level is Level.error and "has no chat template" in found.message
+
+
+def test_no_room_for_a_prompt_is_an_error(config: Callable[..., Config]) -> None:
+    (found,) = checks.check_context(config("rollout.sampling.max_new_tokens=4096"))
+    assert found.level is Level.error and checks.check_context(config()) == []
+
+
+def test_a_tutor_with_the_same_tokens_fits(config: Callable[..., Config], teacher_folder: Path) -> None:
+    (found,) = checks.check_tutors(config("method=opd", f"tutor={teacher_folder}"))
+    assert found.level is Level.ok and "shares its tokens" in found.message
+
+
+def test_a_tutor_with_other_tokens_is_an_error_that_names_them(
+    config: Callable[..., Config], foreign_folder: Path
+) -> None:
+    (found,) = checks.check_tutors(config("method=opd", f"tutor={foreign_folder}"))
+    assert found.level is Level.error and "chat templates differ" in found.message
+    assert "vocabulary 258 (student) and 259 (teacher)" in found.message
+
+
+def test_a_missing_tutor_is_an_error_and_a_method_without_teacher_needs_none(config: Callable[..., Config]) -> None:
+    (found,) = checks.check_tutors(config("method=opd"))
+    assert found.level is Level.error and "tutor=" in found.remedy + found.message
+    assert checks.check_tutors(config("method=rl")) == []
+
+
+SAMPLING = {
+    (): Level.ok,
+    ("rollout.sampling.top_p=0.9",): Level.error,
+    ("rollout.sampling.top_k=20",): Level.error,
+    ("rollout.sampling.min_p=0.1",): Level.error,
+    ("rollout.sampling.repetition_penalty=1.1",): Level.error,
+    ("rollout.sampling.temperature=0",): Level.error,
+    ("rollout.sampling.temperature=0.7",): Level.warning,
+}
+
+
+@pytest.mark.parametrize("words", SAMPLING, ids=lambda words: " ".join(words) or "plain")
+def test_on_policy_methods_need_plain_sampling(config: Callable[..., Config], words: tuple[str, ...]) -> None:
+    found = worst(checks.check_sampling(config("method=rl", *words)))
+    assert found.level is SAMPLING[words] and (found.level is Level.ok or "rollout.sampling." in found.remedy)
+    assert worst(checks.check_sampling(config("method=sft", *words))).level is Level.ok
+
+
+def test_a_method_without_signal_is_an_error(config: Callable[..., Config]) -> None:
+    (found,) = checks.check_sampling(config("method=opd", "method.teacher_coef=0"))
+    assert found.level is Level.error and found.check == "method"
+
+
+def test_rows_of_a_matrix_are_looked_at(config: Callable[..., Config]) -> None:
+    words = ["experiment=tiny", "rollout.sampling.top_p=0.5"]
+    rows = {finding.check for finding in row_findings(compose(words), words)}
+    assert "row rl: sampling" in rows and "row sft: sampling" not in rows
+
+
+def test_preflight_of_a_good_run_has_no_error_and_reads_no_weights(
+    config: Callable[..., Config], policy_folder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in policy_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (bare / file.name).write_bytes(file.read_bytes())
+    found = preflight(config("method=opd", f"model.path={bare}", f"tutor={bare}"), "student")
+    assert [item for item in found if item.level is Level.error] == [] and len(found) >= 5
+
+
+def test_a_failed_preflight_is_a_usage_error_with_its_remedy(config: Callable[..., Config]) -> None:
+    require_preflight(config("method=rl"), "tutor")
+    with pytest.raises(OnpolError, match=r"biases the importance ratio.*Set rollout\.sampling\.top_p=1\.0\.") as caught:
+        require_preflight(config("method=rl", "rollout.sampling.top_p=0.9"), "tutor")
+    assert not isinstance(caught.value, RunFailed)
+
+
+def test_findings_are_not_repeated(config: Callable[..., Config]) -> None:
+    found = examine(config())
+    assert len(found) == len(set(found))
+
+
+def test_json_and_exit_state(policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=none", f"paths.runs={tmp_path}", f"model.path={policy_folder}", "model.max_context=2048"]
+    run_doctor([*words, "eval.benches=[tiny-codegen]"], plan=False, as_json=True)
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    with pytest.raises(RunFailed, match="This cannot run here: sampling: "):
+        run_doctor([*words, "method=rl", "rollout.sampling.top_k=5"], plan=False, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["ok"] is False and any(item["level"] == "error" for item in shown["findings"])
+
+
+def test_the_table_shows_the_remedy(tmp_path: Path, policy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=none", f"paths.runs={tmp_path}", f"model.path={policy_folder}", "model.max_context=9000"]
+    with pytest.raises(RunFailed):
+        run_doctor(words, plan=False, as_json=False)
+    assert "Use model.max_context=4096." in capsys.readouterr().out
