@@ -35,11 +35,27 @@ log = logging.getLogger(__name__)
 BUBBLEWRAP, RLIMITS = "bubblewrap", "rlimits"
 INSTALL = "install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap)"
 _SANDBOX = os.path.dirname(os.path.abspath(__file__))
-_SYSTEM = "/usr /bin /sbin /lib /lib64 /lib32 /nix/store".split()
-_ETC = (
-    "passwd group localtime timezone ssl ca-certificates fonts mime.types ld.so.cache ld.so.conf ld.so.conf.d "
-    "alternatives nsswitch.conf hosts host.conf protocols services matplotlibrc"
-).split()
+_SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/nix/store"]
+_ETC = [
+    "passwd",
+    "group",
+    "localtime",
+    "timezone",
+    "ssl",
+    "ca-certificates",
+    "fonts",
+    "mime.types",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "nsswitch.conf",
+    "hosts",
+    "host.conf",
+    "protocols",
+    "services",
+    "matplotlibrc",
+]
 _THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS")
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -166,7 +182,9 @@ def make_plan() -> Plan:
         return Plan(BUBBLEWRAP, f"own namespaces, read-only system, no network{weak}", bwrap, True, False)
     closed = tuple(folder for folder in python_paths()[1] if root and not _open_to_all(folder))
     lacks = "programs can read files and use the network"
-    remedy = INSTALL if not bwrap else "allow user namespaces (sysctl user.max_user_namespaces, AppArmor) or run as root"
+    remedy = (
+        INSTALL if not bwrap else "allow user namespaces (sysctl user.max_user_namespaces, AppArmor) or run as root"
+    )
     return Plan(RLIMITS, f"{reason}: {lacks}; {remedy}", drops=root, closed=closed)
 
 
@@ -196,7 +214,9 @@ def checked_plan(config: SandboxConfig) -> Plan:
         OnpolError: no bubblewrap and `config.require_isolation`.
     """
     if sys.platform != "linux":
-        raise OnpolError(f"Untrusted code is run on Linux only, this is {sys.platform}. Use Linux or a Linux container.")
+        raise OnpolError(
+            f"Untrusted code is run on Linux only, this is {sys.platform}. Use Linux or a Linux container."
+        )
     plan = make_plan()
     if plan.level != BUBBLEWRAP:
         if config.require_isolation:

@@ -242,5 +242,3 @@ def tests_in(job: Job) -> int:
     if isinstance(job, CallJob):
         return len(job.calls)
     return len(job.inputs) if isinstance(job, StdinJob) else 1
-
-

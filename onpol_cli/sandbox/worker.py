@@ -39,7 +39,7 @@ class Worker:
         self.job: int | None = None
         self.deadline = time.monotonic() + START_S
         self.patience_s = 0.0
-        self.log: IO[bytes] = tempfile.TemporaryFile()
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `end`)
         self._out: deque[memoryview] = deque()
         self._frames: Iterator[bytes] = iter(())
         self._in = bytearray()

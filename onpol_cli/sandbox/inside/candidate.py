@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import io
 import os
 import sys
 import threading
@@ -27,10 +26,24 @@ FIRST_KEPT = 900
 
 # What answers to programming problems import; each worker pays for it once. Few, because every page
 # that a module maps makes each fork dearer.
-BASIC_MODULES = (
-    "bisect collections copy datetime functools heapq itertools json linecache math operator random re string "
-    "threading typing"
-).split()
+BASIC_MODULES = [
+    "bisect",
+    "collections",
+    "copy",
+    "datetime",
+    "functools",
+    "heapq",
+    "itertools",
+    "json",
+    "linecache",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "string",
+    "threading",
+    "typing",
+]
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def _descriptors(fds: Descriptors) -> int:
     os.closerange(4, FIRST_KEPT)
     os.closerange(FIRST_KEPT + 16, 65536)
     for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        stream = io.open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+        stream = open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     return 3

@@ -7,7 +7,8 @@ A program here shares an interpreter with its judge, so this is hardening, not a
 * The program runs in a thread of its own, at load time and at each call of the guarded entry point: no
   chain of frames leads from it to the tests or to the secret, which live in the main thread's locals.
 * An audit hook, which cannot be removed, refuses the other roads there: gc.get_objects and its like,
-  sys._current_frames, the interpreter's C API through ctypes, tracing, replacing a function's code, reading code of the tests.
+  sys._current_frames, the interpreter's C API through ctypes, tracing, replacing a function's code,
+  reading code of the tests.
   The process is not dumpable, so /proc/self/mem is closed by the kernel.
 * During a call, test methods, the guard and what leads to them are taken out of the tests' namespaces;
   exceptions are copied before they pass through the tests, so that a kept one shows no traceback.
@@ -78,9 +79,9 @@ def _install_hook(main_thread: int, test_namespace: dict[str, Any]) -> None:
         api = event == "ctypes.dlsym" and str(args[1]).startswith(("Py", "_Py"))
         if event in to_program or api:
             raise RuntimeError(f"{event} is not allowed in the sandbox")
-        if event == "object.__getattr__" and args[1] == "__code__" and ident() not in looking:
-            if getattr(args[0], "__globals__", None) is test_namespace and private(args[0]):
-                raise RuntimeError("reading the tests is not allowed in the sandbox")
+        reads_code = event == "object.__getattr__" and args[1] == "__code__" and ident() not in looking
+        if reads_code and getattr(args[0], "__globals__", None) is test_namespace and private(args[0]):
+            raise RuntimeError("reading the tests is not allowed in the sandbox")
 
     sys.addaudithook(hook)
 
@@ -108,11 +109,32 @@ def _signature(function: Any) -> inspect.Signature | None:
         return None
 
 
-_WATCHED_MODULES = (
-    "builtins unittest unittest.case unittest.mock unittest.util unittest.result unittest.loader unittest.suite "
-    "json json.encoder json.decoder os os.path re math operator functools collections io traceback "
-    "numpy numpy.testing pandas pandas.testing"
-).split()
+_WATCHED_MODULES = [
+    "builtins",
+    "unittest",
+    "unittest.case",
+    "unittest.mock",
+    "unittest.util",
+    "unittest.result",
+    "unittest.loader",
+    "unittest.suite",
+    "json",
+    "json.encoder",
+    "json.decoder",
+    "os",
+    "os.path",
+    "re",
+    "math",
+    "operator",
+    "functools",
+    "collections",
+    "io",
+    "traceback",
+    "numpy",
+    "numpy.testing",
+    "pandas",
+    "pandas.testing",
+]
 
 
 def _capture() -> dict[str, Any]:

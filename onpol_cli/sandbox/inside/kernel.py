@@ -20,7 +20,8 @@ MIB = 1024 * 1024
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _LIBC: Any = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 # Refused with EPERM: other processes' memory, mounts, namespaces, kernel programs, key rings, System V
-# segments (they outlive processes), io_uring (it would bypass this filter). Numbers by architecture from the kernel's unistd tables.
+# segments (they outlive processes), io_uring (it would bypass this filter). Numbers by architecture from
+# the kernel's unistd tables.
 _REFUSED = {
     "x86_64": (0xC000003E, 56, 435, [101, 310, 311, 165, 166, 155, 272, 308, 321, 298, 248, 249, 250, 323, 425, 426,
                                      427, 246, 175, 313, 428, 429, 430, 431, 432, 442, 167, 169, 29, 64, 68]),
@@ -46,7 +47,10 @@ def adopt_orphans() -> bool:
 
 
 def harden(seccomp: bool) -> None:
-    """Close this process to others of its user; forbid gaining privileges; die with the parent; be the OOM killer's choice."""
+    """Close this process to others of its user, forbid gaining privileges, die with the parent.
+
+    It also becomes the first choice of the kernel's out-of-memory killer.
+    """
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")

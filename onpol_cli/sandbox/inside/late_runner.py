@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,attr-defined"
 """The runner of in-process tests. Never imported: its source is sent to the program's process late.
 
 Owns guarding the entry point, running the tests and reporting. `in_process` says what it defends
@@ -8,10 +8,31 @@ classes can be found through object.__subclasses__(); its functions can be found
 `_hide` takes out of the program's reach during a call. `run` is the state of the one run.
 """
 
-COMPARING = (
-    "__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __len__ __contains__ __class__ __getattribute__ "
-    "__sub__ __rsub__ __abs__ __round__ __float__ __instancecheck__ __array__ __array_ufunc__"
-).split()
+COMPARING = [
+    "__eq__",
+    "__ne__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__bool__",
+    "__len__",
+    "__contains__",
+    "__class__",
+    "__getattribute__",
+    "__sub__",
+    "__rsub__",
+    "__abs__",
+    "__round__",
+    "__float__",
+    "__instancecheck__",
+    "__array__",
+    "__array_ufunc__",
+]
+HOOKS = (
+    "__getattribute__", "__getattr__", "__setattr__", "__dict__", "__class__", "__traceback__", "with_traceback",
+    "__context__", "__cause__", "args",
+)  # fmt: skip
 HERE = "__onpol_here__"
 MUST_FAIL = {
     "assertEqual": (1, 2), "assertTrue": (False,), "assertFalse": (True,), "assertIn": (1, [2]),
@@ -25,7 +46,15 @@ def judge(late, program, tests, tools):
 
     late: tests (source), class_name, entry_point, secret, script (bool). program, tests: namespaces.
     """
-    run = {**tools, "late": late, "program": program, "tests": tests, "forged": [], "case": None, "main": tools["ident"]()}
+    run = {
+        **tools,
+        "late": late,
+        "program": program,
+        "tests": tests,
+        "forged": [],
+        "case": None,
+        "main": tools["ident"](),
+    }
     before = _state(run)
     try:
         _prepare(run)
@@ -119,16 +148,22 @@ def _guard(run, function):
             raise RuntimeError(run["forged"][-1])
         return value
 
-    for name in ("__name__", "__qualname__", "__doc__", "__module__"):
-        setattr(guarded, name, getattr(function, name, None))
-    guarded.__signature__ = run["signature"](function)
+    # Only of functions: other callables could answer with code of their own, here in the main thread.
+    if run["type"](function) is run["type"](guarded):
+        for name in ("__name__", "__qualname__", "__doc__", "__module__"):
+            setattr(guarded, name, getattr(function, name))
+        guarded.__signature__ = _call(run, run["signature"], (function,), {})[1]
     return guarded
 
 
 def _copy(run, error):
     """A copy of an exception that the program may have kept: its traceback will lead to the tests."""
     kind = run["type"](error)
-    base = next(cls for cls in kind.__mro__ if cls.__module__ == "builtins")
+    lineage = _raw(run, kind, "__mro__")
+    base = next(cls for cls in lineage if _raw(run, cls, "__module__") == "builtins")
+    if any(_defines(run, cls, HOOKS) for cls in lineage if not _library_class(run, cls)):
+        run["forged"].append(f"exception of class {_raw(run, kind, '__name__')}, which intercepts attributes")
+        return RuntimeError(run["forged"][-1])
     args = BaseException.args.__get__(error)
     if issubclass(base, OSError) and len(args) == 2:
         args = (*args, OSError.filename.__get__(error))
@@ -140,10 +175,23 @@ def _copy(run, error):
     return copy
 
 
+def _raw(run, cls, name):
+    """An attribute that `type` keeps for a class, whatever its metaclass says."""
+    return run["type"].__dict__[name].__get__(cls)
+
+
+def _defines(run, cls, names):
+    own = _raw(run, cls, "__dict__")
+    return any(name in own for name in names)
+
+
 def _library_class(run, cls):
     """Whether `cls` is what an imported library calls by its name."""
-    found = run["modules"].get(cls.__module__) or run["find"](cls.__module__)
-    for part in cls.__qualname__.split("."):
+    module = _raw(run, cls, "__module__")
+    if run["type"](module) is not str:
+        return False
+    found = run["modules"].get(module) or run["find"](module)
+    for part in _raw(run, cls, "__qualname__").split("."):
         found = getattr(found, part, None)
     return found is cls
 
@@ -159,10 +207,12 @@ def _configured(run, entry):
 
 
 def _own_comparison(run, cls):
-    mock = run["mock"]
+    mock, meta = run["mock"], run["type"](cls)
+    if meta is not run["type"] and not _library_class(run, meta):
+        return True  # a metaclass of the program's own could answer for the class
     if issubclass(cls, mock.NonCallableMock):
         return any(_configured(run, vars(cls)[name]) for name in ("__eq__", "__ne__") if name in vars(cls))
-    suspects = [c for c in cls.__mro__ if any(name in vars(c) for name in COMPARING)]
+    suspects = [c for c in _raw(run, cls, "__mro__") if _defines(run, c, COMPARING)]
     return cls is run["type"](mock.ANY) or not all(_library_class(run, c) for c in suspects)
 
 
@@ -174,9 +224,9 @@ def _lying(run, value, depth=0):
     if cls is run["module_type"]:  # `return plt`: only a module that was there before the program
         return None if run["modules"].get(vars(value).get("__name__")) is value else "module"
     if _own_comparison(run, cls):
-        return cls.__name__
+        return _raw(run, cls, "__name__")
     if issubclass(cls, run["mock"].NonCallableMock) and _call(run, run["same"], (value, object()), {})[1] is True:
-        return cls.__name__
+        return _raw(run, cls, "__name__")
     items = []
     if depth < 4 and isinstance(value, (list, tuple, set, frozenset)):
         items = list(value)[:5000]

@@ -6,6 +6,7 @@ Owns StdinJob inside the judge. The input is a sealed memory file, so that seeki
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -48,10 +49,8 @@ def _one(control: socket.socket, job: dict[str, Any], text: bytes, room: int) ->
     session = Session(control, job["limits"])
     stdin = _memory_file(text)
     reading, writing = os.pipe()
-    try:
+    with contextlib.suppress(OSError):  # over the user's quota of pipe buffers: only slower
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:
-        pass  # over the user's quota of pipe buffers: only slower
     try:
         session.start(program_header(job, "stdin"), (stdin, writing))
     except frames.Closed:

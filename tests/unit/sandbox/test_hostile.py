@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from hostile_programs import PROGRAMS, SLOW
+from hostile_readers import SEARCH
 
 from onpol_cli.core.config import SandboxConfig
 from onpol_cli.sandbox import AssertJob, CallJob, Job, Sandbox, Status, StdinJob, UnittestJob, Verdict
 
 ALL = "call script in_process unittest stdin"
 FAST = "call unittest stdin"
-CPU_S, WALL_S = 0.5, 2.0
+CPU_S, WALL_S = 0.3, 1.5
 CONFIG = SandboxConfig(workers=2, cpu_s=CPU_S, wall_s=WALL_S, memory_mb=300, processes=16, output_kb=64)
 UNITTEST = """
 import unittest
@@ -136,3 +137,56 @@ def test_hostile_program_gets_nowhere(sandbox: Sandbox, name: str) -> None:
     leftovers = [p for place in ("/tmp", "/var/tmp", "/dev/shm") for p in Path(place).glob("onpol-hostile*")]
     if sandbox.isolation == "bubblewrap":
         assert leftovers == []
+
+
+TWO_STEPS = """
+import unittest
+class TestCases(unittest.TestCase):
+    def helper(self): return 1
+    def test_1_raises(self):
+        with self.assertRaises(ValueError) as caught: f(0)
+        self.assertEqual(str(caught.exception), "first")
+    def test_2_answer(self):
+        self.assertEqual(f(1), {answer!r})
+"""
+SAVED_EXCEPTION = (
+    SEARCH
+    + """
+saved = []
+def walk(trace):
+    while trace is not None:
+        if got := look_in_frame(trace.tb_frame): return got
+        trace = trace.tb_next
+def f(x):
+    if x == 0:
+        saved.append(ValueError("first"))
+        raise saved[0]
+    return walk(saved[0].__traceback__)
+"""
+)
+GLOBALS_OF_TESTS = (
+    SEARCH
+    + """
+import unittest
+def f(x):
+    if x == 0: raise ValueError("first")
+    for cls in unittest.TestCase.__subclasses__():
+        for value in vars(cls).values():
+            for name, thing in dict(getattr(value, '__globals__', {})).items():
+                for cell in getattr(thing, '__closure__', None) or ():
+                    found = cell.cell_contents
+                    late = found.get('late') if isinstance(found, dict) else None
+                    if late: return late['tests'][-24:]
+                if got := look(thing): return got
+    return 'wrong'
+"""
+)
+
+
+@pytest.mark.parametrize("source", [SAVED_EXCEPTION, GLOBALS_OF_TESTS], ids=["saved_exception", "globals_of_tests"])
+def test_second_call_learns_nothing_from_the_first(sandbox: Sandbox, source: str) -> None:
+    answer = f"ANSWER:{secrets.token_hex(8)}"
+    job = UnittestJob(source=source, test_source=TWO_STEPS.format(answer=answer), entry_point="f")
+    verdict = sandbox.run([patient(job)])[0]
+    assert verdict.status is Status.FAILED
+    assert verdict.detail.startswith("test_2_answer"), verdict.detail

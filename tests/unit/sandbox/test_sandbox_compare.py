@@ -38,8 +38,11 @@ def test_call_rules() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff", b"{", b"[" * 100_000, b'{"": 1}', b'{"": ["no such tag", 1]}', b'{"": ["ref", 5]}', b'{"": ["bytes", "zz"]}',
-     b'{"": ["set", [[]]]}', b'{"": ["graph", 3]}', b'{"": ["Decimal", "x"]}', b'{"": [[], []]}', b"1" * 10_000],
+    [
+        b"", b"\xff", b"{", b"[" * 100_000, b'{"": 1}', b'{"": ["no such tag", 1]}', b'{"": ["ref", 5]}',
+        b'{"": ["bytes", "zz"]}', b'{"": ["set", [[]]]}', b'{"": ["graph", 3]}', b'{"": ["Decimal", "x"]}',
+        b'{"": [[], []]}', b"1" * 10_000,
+    ],
 )  # fmt: skip
 def test_garbage_is_malformed(data: bytes) -> None:
     with pytest.raises(codec.Malformed):

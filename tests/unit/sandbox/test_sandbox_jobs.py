@@ -47,8 +47,8 @@ def call(source: str, expected: Any, *args: Any, **more: Any) -> CallJob:
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 0, -(10**30), 7**6000, 1.5, math.inf, "a\ud800é", b"\x00\xff", [1, [2, "x"]], (1, (2,)), {"": 1, "a": 2},
-     {(1, 2): {3}, None: frozenset({4})}, deque([1, 2]), 1 + 2j, range(3)],
+    [None, True, 0, -(10**30), 7**6000, 1.5, math.inf, "a\ud800é", b"\x00\xff", [1, [2, "x"]], (1, (2,)),
+     {"": 1, "a": 2}, {(1, 2): {3}, None: frozenset({4})}, deque([1, 2]), 1 + 2j, range(3)],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_plain_data_crosses_both_ways(sandbox: Sandbox, value: Any) -> None:
@@ -77,8 +77,13 @@ def test_method_of_a_class_and_preamble(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize(
     ("source", "detail"),
-    [("def f(: pass", "SyntaxError"), ("1 / 0", "ZeroDivisionError"), ("x = 1", "NameError"), ("import no_such_module", "ModuleNotFoundError")],
-)  # fmt: skip
+    [
+        ("def f(: pass", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("x = 1", "NameError"),
+        ("import no_such_module", "ModuleNotFoundError"),
+    ],
+)
 def test_programs_that_do_not_load_are_errors(sandbox: Sandbox, source: str, detail: str) -> None:
     verdict = one(sandbox, call(source, 1))
     assert verdict.status is Status.ERROR
@@ -105,7 +110,10 @@ def test_wall_timeout_is_told_apart(sandbox: Sandbox) -> None:
 
 
 def test_script_with_check_keywords_and_in_place_changes(sandbox: Sandbox) -> None:
-    test = "def check(candidate):\n    data = [3, 1]\n    assert candidate(data, reverse=True) is None\n    assert data == [3, 1, 0]"
+    test = (
+        "def check(candidate):\n    data = [3, 1]\n"
+        "    assert candidate(data, reverse=True) is None\n    assert data == [3, 1, 0]"
+    )
     source = "def f(items, reverse):\n    items.append(0)\n    items.sort(reverse=reverse)"
     assert one(sandbox, AssertJob(source=source, entry_point="f", test_source=test)).passed
 
@@ -118,7 +126,10 @@ def test_script_with_bare_asserts_and_exceptions(sandbox: Sandbox) -> None:
 
 
 def test_script_with_linked_nodes(sandbox: Sandbox) -> None:
-    source = "class Solution:\n    def rev(self, head):\n        new = None\n        while head: head.next, new, head = new, head, head.next\n        return new"
+    source = (
+        "class Solution:\n    def rev(self, head):\n        new = None\n"
+        "        while head: head.next, new, head = new, head, head.next\n        return new"
+    )
     test = "def check(candidate):\n    assert values(candidate(head=build([1, 2, 3]))) == [3, 2, 1]"
     job = AssertJob(source=source, entry_point="Solution().rev", test_source=test, preamble=NODES)
     verdict = one(sandbox, job)
@@ -202,7 +213,7 @@ def test_unittest_that_does_not_parse_or_has_no_tests(sandbox: Sandbox) -> None:
         "import sys\nfirst = sys.stdin.readline()\nprint(int(first) + int(sys.stdin.read()))",
         "print(sum(map(int, open(0).read().split())))",
         "import os\nos.write(1, str(sum(map(int, os.read(0, 99).split()))).encode())",
-        "import sys, threading\ndef main(): print(sum(int(line) for line in sys.stdin))\nthreading.Thread(target=main).start()",
+        "import sys, threading\nthreading.Thread(target=lambda: print(sum(map(int, sys.stdin)))).start()",
         "if __name__ == '__main__':\n    print(int(input()) + int(input()))\n    exit()",
         "import os, sys\nprint(sum(map(int, sys.stdin)), flush=True)\nos._exit(0)",
         "import atexit\nn = int(input()) + int(input())\natexit.register(lambda: print(n))",
@@ -225,7 +236,9 @@ def test_stdin_failures(sandbox: Sandbox) -> None:
 
 def test_large_input_and_output(sandbox: Sandbox) -> None:
     text = "\n".join(map(str, range(300_000)))
-    verdict = one(sandbox, StdinJob(source="import sys\nsys.stdout.write(sys.stdin.read())", inputs=(text,), expected=(text,)))
+    verdict = one(
+        sandbox, StdinJob(source="import sys\nsys.stdout.write(sys.stdin.read())", inputs=(text,), expected=(text,))
+    )
     assert verdict.passed, verdict.detail
     numbers = list(range(300_000))
     assert one(sandbox, call("def f(x): return x[::-1]", numbers[::-1], numbers)).passed
