@@ -25,9 +25,7 @@ def config(root: Path, *words: str):
 
 
 def steady(run: Path) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in read_lines(run / "metrics.jsonl")
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in read_lines(run / "metrics.jsonl")]
 
 
 def train(root: Path, name: str, *words: str, role: str = "tutor", resume: bool = False) -> Path:
@@ -65,7 +63,16 @@ def test_student_of_the_tutor(root, tutor):
 
 @pytest.mark.parametrize("method", ["rl", "opd-exact", "rl_opd", "gkd", "opsd"])
 def test_every_policy_method_steps(root, tutor, method):
-    run = train(root, f"m-{method}", f"method={method}", "tutor=tutor", "method.steps=1", "method.batch=4", *POLICY, role="student")
+    run = train(
+        root,
+        f"m-{method}",
+        f"method={method}",
+        "tutor=tutor",
+        "method.steps=1",
+        "method.batch=4",
+        *POLICY,
+        role="student",
+    )
     (row,) = steady(run)
     assert row["tokens/trained"] > 0 and "grad_norm" in row
 
@@ -137,7 +144,10 @@ STEPS = ["method.steps=8", "run.save_every=1", "method.epochs=0", "method.batch=
 
 
 def spawn(root: Path, name: str, *more: str, resume: bool = False) -> subprocess.Popen:
-    words = [*onpol(root, "train", "tutor", "method=sft", *STEPS, f"run.name={name}", *more), *(["--resume"] if resume else [])]
+    words = [
+        *onpol(root, "train", "tutor", "method=sft", *STEPS, f"run.name={name}", *more),
+        *(["--resume"] if resume else []),
+    ]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

@@ -3,7 +3,14 @@
 from onpol_cli.core.types import Finish, Grade, Outcome, Problem, Rollout
 from onpol_cli.methods.base import Sample
 from onpol_cli.training.order import Order
-from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource, asked_of, rollout_metrics, sample_groups
+from onpol_cli.training.sources import (
+    DatasetSource,
+    MixtureSource,
+    PolicySource,
+    asked_of,
+    rollout_metrics,
+    sample_groups,
+)
 
 PROBLEMS = [(Problem(f"p{i}", "", None), (1, i)) for i in range(5)]
 
