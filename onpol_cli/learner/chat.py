@@ -23,7 +23,8 @@ class Chat:
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise OnpolError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Add chat_template.jinja to its folder."
+                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. "
+                "Add chat_template.jinja to its folder."
             )
         if tokenizer.eos_token_id is None:
             raise OnpolError(f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token.")

@@ -148,7 +148,7 @@ def prepare_data(request: PrepareRequest) -> None:
     if request.as_json:
         return show_json(found)
     say(f"{report.items} items of {report.problems} problems ({report.sources} looked at) in {report.seconds:.0f} s")
-    for reason, count in report.dropped.most_common():
+    for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
         say(f"  {count} left out: {reason}")
     say(f"Train on it: onpol train tutor task.name=minimal-edit task.data={request.out}")
     return show_text(str(request.out))
