@@ -185,7 +185,7 @@ def _report(entries: Sequence[_Entry], seconds: float) -> PrepareReport:
         problems=sum(bool(entry.rows) for entry in entries),
         items=len(rows),
         families=dict(Counter(name for row in rows for name in dict.fromkeys(row["families"])).most_common()),
-        dropped=dict(_dropped(entries)),
+        dropped=dict(_dropped(entries).most_common()),
         tests_added=sum(entry.tests_added for entry in entries),
         seconds=seconds,
     )
