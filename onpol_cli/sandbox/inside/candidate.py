@@ -85,7 +85,8 @@ def become_program(fds: Descriptors, folder: str, limits: dict[str, Any], nproc:
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)
     kernel.limit(limits, nproc)
-    if limits["shares_user"]:
+    kernel.die_with_parent()
+    if limits["shares_pids"]:
         kernel.confine_signals(os.getpid())
     sys.modules["random"].seed(0)  # forking reseeds; programs see the same numbers every time
     sock = frames.wrap(line)

@@ -28,6 +28,13 @@ _REFUSED = {
     "aarch64": (0xC00000B7, 220, 435, [117, 270, 271, 40, 39, 41, 97, 268, 280, 241, 217, 218, 219, 282, 425, 426,
                                        427, 104, 105, 273, 428, 429, 430, 431, 432, 442, 224, 142, 186, 190, 194]),
 }  # fmt: skip
+# Allowed only on the caller itself (these arguments 0): the kernel would let a program change limits, priority
+# and cores of the zygote, which has the same user, and so spoil the programs after it. prlimit64,
+# setpriority, sched_setscheduler, sched_setparam, sched_setattr, sched_setaffinity, ioprio_set.
+_OWN_ONLY = {
+    "x86_64": {302: (0,), 141: (0, 1), 144: (0,), 142: (0,), 314: (0,), 203: (0,), 251: (1,)},
+    "aarch64": {261: (0,), 140: (0, 1), 119: (0,), 118: (0,), 274: (0,), 122: (0,), 30: (1,)},
+}
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET} and NEWTIME
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 
@@ -39,6 +46,11 @@ def _prctl(option: int, value: int, pointer: Any = 0) -> bool:
 def set_dumpable(on: bool) -> bool:
     """Whether processes of the same user may trace this one and read its /proc/PID/mem."""
     return _prctl(_PR_SET_DUMPABLE, int(on))
+
+
+def die_with_parent() -> bool:
+    """Be killed when the thread that forked this process ends."""
+    return _prctl(_PR_SET_PDEATHSIG, 9)
 
 
 def adopt_orphans() -> bool:
@@ -56,7 +68,7 @@ def harden(seccomp: bool) -> None:
             file.write("1000")
     except OSError:
         pass  # not Linux, or no /proc: only a preference
-    _prctl(_PR_SET_PDEATHSIG, 9)  # after dropping privileges, which clears it
+    die_with_parent()  # after dropping privileges, which clears it
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     set_dumpable(False)
     if seccomp:
@@ -79,9 +91,21 @@ def _install_filter() -> bool:
     program += [_instruction(equal, clone3, 0, 1), _instruction(answer, _ENOSYS)]  # glibc then uses clone
     for number in refused:
         program += [_instruction(equal, number, 0, 1), _instruction(answer, _EPERM)]
+    for number, arguments in _OWN_ONLY[machine].items():
+        program += _zero_or_refused(number, arguments)
     program += [_instruction(equal, clone, 0, 3), _instruction(load, 16), _instruction(masked, _NEW_NAMESPACES, 0, 1)]
     program += [_instruction(answer, _EPERM), _instruction(answer, _ALLOW)]
     return _set_filter(program)
+
+
+def _zero_or_refused(number: int, arguments: tuple[int, ...]) -> list[bytes]:
+    """Instructions: call `number` passes only if these arguments are 0. Other calls fall through."""
+    load, equal, answer = 0x20, 0x15, 0x06
+    checks: list[bytes] = []
+    for index in arguments:
+        checks += [_instruction(load, 16 + 8 * index), _instruction(equal, 0, 1, 0), _instruction(answer, _EPERM)]
+    checks += [_instruction(answer, _ALLOW)]
+    return [_instruction(equal, number, 0, len(checks)), *checks]
 
 
 def _set_filter(program: list[bytes]) -> bool:
@@ -92,7 +116,7 @@ def _set_filter(program: list[bytes]) -> bool:
 
 
 def confine_signals(pid: int) -> bool:
-    """Refuse signals to any process but `pid`, for programs that share their user with others."""
+    """Refuse signals to any process but `pid`, for programs that share a pid namespace with others."""
     machine = platform.machine()
     calls = {"x86_64": (62, 234, [200, 129, 297, 424]), "aarch64": (129, 131, [130, 138, 240, 424])}.get(machine)
     if calls is None:

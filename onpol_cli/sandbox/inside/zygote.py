@@ -120,7 +120,7 @@ class Program:
     """One program while it runs."""
 
     def __init__(self, zygote: Zygote, limits: dict[str, Any], fds: list[int]) -> None:
-        self.zygote, self.limits = zygote, {**limits, "shares_user": not zygote.alone}
+        self.zygote, self.limits = zygote, {**limits, "shares_pids": os.getpid() != 1}
         self.cpu_reaped = self.mark_cpu = 0.0
         self.status: int | None = None
         self.reason: str | None = None

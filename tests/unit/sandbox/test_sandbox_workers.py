@@ -60,6 +60,11 @@ def children_of(pids: set[int]) -> set[int]:
         found |= more
 
 
+@pytest.fixture
+def without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
 def answer_of(source: str, config: SandboxConfig = CONFIG) -> object:
     """What `f()` of `source` returns inside the sandbox."""
     job = CallJob(source=source, entry_point="f", calls=((),), expected=(None,), keep_output=True)
@@ -143,6 +148,43 @@ def test_programs_of_root_are_not_root() -> None:
     assert groups == []
 
 
+def test_programs_cannot_tune_their_zygote() -> None:
+    source = """
+import os, resource, signal
+def f():
+    parent, done = os.getppid() or 1, []
+    for name, change in {
+        'limits': lambda: resource.prlimit(parent, resource.RLIMIT_NOFILE, (20, 20)),
+        'priority': lambda: os.setpriority(os.PRIO_PROCESS, parent, 19),
+        'priority of all': lambda: os.setpriority(os.PRIO_USER, 0, 19),
+        'cores': lambda: os.sched_setaffinity(parent, {0}),
+        'scheduler': lambda: os.sched_setscheduler(parent, os.SCHED_IDLE, os.sched_param(0)),
+    }.items():
+        try: change()
+        except PermissionError: continue
+        done.append(name)
+    os.nice(1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+    os.sched_setaffinity(0, os.sched_getaffinity(0))
+    return done"""
+    assert answer_of(source) == []
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_without_bubblewrap_the_zygote_cannot_be_stopped() -> None:
+    source = """
+import os, signal
+def f():
+    done = []
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in (os.getppid(), -1):
+            try: os.kill(pid, number)
+            except PermissionError: continue
+            done.append(pid)
+    return done"""
+    assert answer_of(source) == []
+
+
 @isolated
 def test_limits_of_processes_and_descriptors_bind() -> None:
     source = """
@@ -167,7 +209,8 @@ def test_dead_worker_is_replaced() -> None:
     with Sandbox(CONFIG) as sandbox:
         assert sandbox.run([GOOD])[0].passed
         for pid in children_of(set(sandbox._team.workers[0].pids)):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # one takes the other along
+                os.kill(pid, signal.SIGKILL)
         assert [verdict.passed for verdict in sandbox.run([GOOD] * 3)] == [True] * 3
 
 
@@ -278,11 +321,6 @@ def test_nothing_outlives_the_parent(number: signal.Signals, forked: bool) -> No
         assert settles(lambda: not any(map(alive, family))), [pid for pid in family if alive(pid)]
         parent.kill()
     assert not any(Path(word).exists() for word in words if not word.isdigit())
-
-
-@pytest.fixture
-def without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 @pytest.mark.usefixtures("without_bubblewrap")
