@@ -20,11 +20,14 @@ from onpol_cli.learner.batch import Layout, Tokens, lay_out, plan
 from onpol_cli.learner.head import HeadOptions
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
 from onpol_cli.learner.packed import PackedLayout, pack, plan_packed
+from onpol_cli.learner.parallel import World, shard
 
 Pair = tuple[Tokens, Tokens]
 """(prompt_ids, completion_ids)."""
 NATIVE_TOKENS = 1024
 """Packed tokens at a time on the CPU: activations of small models then stay in the second-level cache."""
+IDLE: Pair = ([0], [0])
+"""What a rank computes while others still have micro-batches."""
 AnyLayout = Layout | PackedLayout
 NATIVE_LIMIT = 1024
 """Longest sequence whose attention scores the native decoder holds as a whole."""
@@ -47,6 +50,7 @@ class TokenModel:
         config: token budget, chunk, autocast.
         device: where it runs.
         temperature: logits are divided by it in `logprobs`, `score`.
+        world: processes that shard the model; every one of them must then call the same methods.
     """
 
     def __init__(
@@ -56,13 +60,19 @@ class TokenModel:
         config: LearnerConfig,
         device: torch.device,
         temperature: float = 1.0,
+        world: World | None = None,
     ) -> None:
         self.model = model.to(device)  # type: ignore[arg-type]
         self.vocab = vocab
         self.config = config
         self.device = device
         self.temperature = temperature
-        self.native = device.type == "cpu" and config.native and native.supports(model)
+        self.world = world or World()
+        self.run: Callable[[Callable[[], Tensor]], Tensor] = lambda closure: closure()
+        if self.world.size > 1:
+            self.run = shard(self.model, config, device)
+        alone = self.world.size == 1
+        self.native = alone and device.type == "cpu" and config.native and native.supports(model)
 
     @property
     def output_matrix(self) -> Tensor:
@@ -109,13 +119,20 @@ class TokenModel:
             states: Tensor = self.model.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state
         return states.flatten(0, 1).index_select(0, layout.predict)
 
+    def rounds(self, own: int) -> int:
+        """Forward passes that every rank must make: the most that any rank needs (shards are gathered together)."""
+        return max(self.world.gather(own))
+
     @torch.no_grad()
     def _each(self, sequences: Sequence[Pair], compute: Callable[[Tensor, AnyLayout], Tensor]) -> list[Tensor]:
         """`compute` over micro-batches of `sequences`, cut up again per sequence, on the CPU."""
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for batch in self.plan([[pair] for pair in sequences]):
-            layout = self.lay_out([sequences[index] for index in batch])
-            values = compute(self.hidden_states(layout), layout).cpu()
+        batches = self.plan([[pair] for pair in sequences])
+        for batch in batches + [[]] * (self.rounds(len(batches)) - len(batches)):
+            layout = self.lay_out([sequences[index] for index in batch] or [IDLE])
+            values = self.run(lambda layout=layout: compute(self.hidden_states(layout), layout)).cpu()  # type: ignore[misc]
+            if not batch:
+                continue
             for index, part in zip(batch, values.split(layout.sizes), strict=True):
                 result[index] = part.clone()
         return result

@@ -20,12 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onpol_cli.core.config import Config
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.learner.batch import TrainExample, check_example, units
-from onpol_cli.learner.forward import Pair, TokenModel, TokenScores
+from onpol_cli.learner.forward import IDLE, Pair, TokenModel, TokenScores
 from onpol_cli.learner.memory import keep_freed_memory
 from onpol_cli.learner.model import real_vocab
-from onpol_cli.learner.objective import MicroBatch, Objective, Tally, count
+from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count
 from onpol_cli.learner.optim import Optimiser
-from onpol_cli.learner.weights import adapters_off, merged_weights, write_folder
+from onpol_cli.learner.parallel import join_world, like, whole_state
+from onpol_cli.learner.weights import adapters_off, merged_weights, to_saved, write_folder
 
 Dump = Callable[[dict[str, Any]], str]
 """Writes what led to a non-finite number somewhere and returns where."""
@@ -61,7 +62,10 @@ class Learner:
         temperature = config.rollout.sampling.temperature or 1.0
         if device.type == "cpu":
             keep_freed_memory()
-        self.engine = TokenModel(model, vocab, config.learner, device, temperature)
+        self.world = join_world(config.parallel, device)
+        if self.world.size > 1 and config.optim.name == "muon":
+            raise OnpolError("optim.name=muon works in one process only (its update needs whole matrices). Use adamw.")
+        self.engine = TokenModel(model, vocab, config.learner, device, temperature, self.world)
         self.model = self.engine.model
         self.model.train()
         if config.learner.gradient_checkpointing:
@@ -87,6 +91,8 @@ class Learner:
     def step(self, examples: Sequence[TrainExample]) -> dict[str, float]:
         """One optimiser step over all `examples`, in micro-batches of `learner.micro_tokens`.
 
+        With several processes, `examples` are this rank's share (`world.share`) and every rank calls.
+
         Returns:
             Metrics by name; means are over trained tokens (pairs for `preference/*`), nats.
 
@@ -99,29 +105,37 @@ class Learner:
             check_example(example, number)
         kept = self._within_context(examples)
         groups = units(kept)
-        counts = count(kept)
-        tally = Tally()
-        padded = real = 0
         pairs = [[(kept[index].prompt_ids, kept[index].completion_ids) for index in group] for group in groups]
-        for batch in self.engine.plan(pairs):
-            members = [kept[index] for unit in batch for index in groups[unit]]
+        batches = self.engine.plan(pairs)
+        tally = Tally()
+        everyone = self.world.gather((count(kept), len(batches)))
+        counts = {name: sum(each[name] for each, _ in everyone) for name in COMPONENTS}
+        idle: list[list[int]] = [[] for _ in range(max(number for _, number in everyone) - len(batches))]
+        padded = real = 0
+        for batch in batches + idle:
+            members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
             layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
-            loss = self.objective(MicroBatch(members, layout, counts, tally))
-            self._guard(loss, "loss", members)
+            part = MicroBatch(members, layout, counts, tally)
+            loss = self.engine.run(lambda part=part: self.objective(part))  # type: ignore[misc]
+            if self.world.size == 1:  # else one rank would stop alone; the gradient's norm shows it to all
+                self._guard(loss, "loss", members)
             loss.backward()
             padded, real = padded + layout.padded_tokens, real + layout.real_tokens
         rate = self.optimiser.rate
         norm = self.optimiser.clip()
         self._guard(norm, "gradient", kept)
         self.optimiser.step()
-        metrics = summarise(tally)
+        sizes = {"real": real, "padded": padded, "dropped": len(examples) - len(kept)}
+        parts = self.world.gather((tally.plain(), sizes))
+        total = {name: sum(size[name] for _, size in parts) for name in sizes}
+        metrics = summarise([plain for plain, _ in parts])
         metrics |= {
             "grad_norm": float(norm),
             "lr": rate,
             "tokens/trained": sum(value for name, value in counts.items() if name != "preference"),
-            "tokens/processed": float(real),
-            "tokens/padding_share": 1 - real / max(1, padded),
-            "tokens/dropped_sequences": float(len(examples) - len(kept)),
+            "tokens/processed": float(total["real"]),
+            "tokens/padding_share": max(0.0, 1 - total["real"] / max(1, total["padded"])),
+            "tokens/dropped_sequences": float(total["dropped"]),
             "time/train": time.perf_counter() - start,
         }
         return metrics
@@ -131,7 +145,7 @@ class Learner:
         limit = self.config.model.max_context
         long_pairs = {e.pair for e in examples if len(e) > limit and e.pair is not None}
         kept = [e for e in examples if len(e) <= limit and (e.pair is None or e.pair not in long_pairs)]
-        if not kept:
+        if not kept and self.world.size == 1:
             longest = max((len(e) for e in examples), default=0)
             raise OnpolError(
                 f"No training sequence of this step fits model.max_context={limit} tokens "
@@ -173,10 +187,13 @@ class Learner:
         return merged_weights(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Trainable weights, optimiser, schedule position and torch's random state, for exact resume."""
+        """Trainable weights, optimiser, schedule position and torch's random state, for exact resume.
+
+        Whole tensors on the CPU, whatever the number of processes (of which every one must call).
+        """
         return {
-            "weights": {name: parameter.detach().cpu().clone() for name, parameter in self._trainable()},
-            "optimiser": self.optimiser.state_dict(),
+            "weights": whole_state(dict(self._trainable())),
+            "optimiser": whole_state(self.optimiser.state_dict()),
             "torch_rng": torch.get_rng_state(),
         }
 
@@ -187,24 +204,37 @@ class Learner:
             raise OnpolError("The saved state is of another model or LoRA setting than this configuration's.")
         with torch.no_grad():
             for name, value in state["weights"].items():
-                weights[name].copy_(value)
+                weights[name].copy_(like(value, weights[name]))
         self.optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["torch_rng"])
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a plain Hugging Face folder, adapters merged, in `dtype` (default: the weights' own)."""
-        write_folder(Path(path), self.named_weights(), self.model, self.tokenizer, dtype or self.model.dtype)
+        """Write a plain Hugging Face folder, adapters merged, in `dtype` (default: the weights' own).
+
+        With several processes every one must call and rank 0 writes.
+        """
+        state = to_saved(self.named_weights(), self.model, dtype or self.model.dtype, keep=self.world.rank == 0)
+        if self.world.rank == 0:
+            write_folder(Path(path), state, self.model, self.tokenizer, dtype or self.model.dtype)
 
 
-def summarise(tally: Tally) -> dict[str, float]:
-    """Means and ratio quantiles of a step."""
-    metrics = {
-        name: float(total) / float(tally.counts[name]) for name, total in tally.sums.items() if tally.counts[name] > 0
-    }
-    if tally.ratios:
-        ratios = torch.cat(tally.ratios).float().cpu()
-        if len(ratios):
-            low, high = ratios.sort().values[[int(0.01 * (len(ratios) - 1)), int(0.99 * (len(ratios) - 1))]].tolist()
-            metrics |= {"ratio/p01": low, "ratio/p99": high}
-    parts = [value for name, value in metrics.items() if name.startswith("loss/")]
-    return metrics | {"loss/total": sum(parts)}
+def idle_example() -> TrainExample:
+    """Something without weight, for a rank that has run out of micro-batches before others."""
+    return TrainExample(*IDLE, ce_weights=torch.zeros(1))
+
+
+def summarise(parts: Sequence[PlainTally]) -> dict[str, float]:
+    """Means and ratio quantiles of a step from every rank's sums."""
+    sums: dict[str, float] = {}
+    numbers: dict[str, float] = {}
+    for own_sums, own_numbers, _ in parts:
+        for name, value in own_sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+            numbers[name] = numbers.get(name, 0.0) + own_numbers[name]
+    metrics = {name: total / numbers[name] for name, total in sums.items() if numbers[name] > 0}
+    ratios = torch.cat([ratios for _, _, ratios in parts])
+    if len(ratios):
+        low, high = ratios.sort().values[[int(0.01 * (len(ratios) - 1)), int(0.99 * (len(ratios) - 1))]].tolist()
+        metrics |= {"ratio/p01": low, "ratio/p99": high}
+    losses = [value for name, value in metrics.items() if name.startswith("loss/")]
+    return metrics | {"loss/total": sum(losses)}

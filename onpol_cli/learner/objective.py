@@ -20,6 +20,7 @@ from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
 from onpol_cli.learner.forward import AnyLayout, TokenModel
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
 
+PlainTally = tuple[dict[str, float], dict[str, float], Tensor]
 COMPONENTS = ("cross_entropy", "policy_gradient", "divergence", "preference")
 
 
@@ -52,6 +53,13 @@ class Tally:
         self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         amount = torch.as_tensor(number, dtype=torch.float64, device=value.device)
         self.counts[name] = self.counts.get(name, torch.zeros_like(amount)) + amount
+
+
+    def plain(self) -> PlainTally:
+        """Sums, counts and ratios as plain numbers, to be added over ranks."""
+        ratios = torch.cat(self.ratios).float().cpu() if self.ratios else torch.empty(0)
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return sums, {name: float(value) for name, value in self.counts.items()}, ratios
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Objective:
             weights = self._stream(examples, "ce_weights")
             part = losses.cross_entropy(policy, weights)
             tally.add("loss/cross_entropy", part, (weights != 0).sum())
-            total = total + part / batch.counts["cross_entropy"]
+            total = total + part / max(1.0, batch.counts["cross_entropy"])
         if any(e.pair is not None for e in examples):
             total = total + self._preference(batch, policy) / batch.counts["preference"]
         return total

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onpol_cli.core.config import OptimConfig, Schedule
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.parallel import like, whole
 
 
 def schedule_factor(step: int, total: int, config: OptimConfig) -> float:
@@ -73,7 +74,8 @@ class Optimiser:
             if params
         ]
         if groups:
-            fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+            # The fused kernel wants plain tensors; shards go through the for-each route.
+            fused = all(type(p.data) is Tensor and not hasattr(p, "full_tensor") for p in (*decayed, *others))
             betas = (config.beta1, config.beta2)
             adamw = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
             self._parts.append((adamw, config.lr))
@@ -91,7 +93,7 @@ class Optimiser:
     def clip(self) -> Tensor:
         """Norm of the gradient before it is scaled down to `optim.clip` (0: not scaled)."""
         bound = self.config.clip if self.config.clip > 0 else math.inf
-        return torch.nn.utils.clip_grad_norm_(self.parameters, bound)
+        return whole(torch.nn.utils.clip_grad_norm_(self.parameters, bound))
 
     def step(self) -> None:
         """One update at the scheduled rate; gradients are freed."""
@@ -116,4 +118,14 @@ class Optimiser:
         """Restore what `state_dict` returned."""
         self.steps_done = state["steps_done"]
         for (optimiser, _), part in zip(self._parts, state["parts"], strict=True):
-            optimiser.load_state_dict(part)
+            optimiser.load_state_dict(_cut(part, optimiser))
+
+
+def _cut(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Optimiser state with whole tensors cut up as the parameters are."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    moments = {
+        index: {name: like(value, parameters[index]) if isinstance(value, Tensor) else value for name, value in of.items()}
+        for index, of in state["state"].items()
+    }
+    return {**state, "state": moments}

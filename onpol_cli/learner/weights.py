@@ -5,7 +5,7 @@ Owns the merge of adapters and the folder layout that `transformers` and vLLM re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onpol_cli.learner.parallel import whole
 
 HEAD = "lm_head.weight"
 
@@ -37,18 +39,14 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_weights(
-    model: PreTrainedModel, full: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight as if adapters had been merged; `lm_head.weight` also when tied.
 
     Args:
-        model: the policy.
-        full: turns a parameter into a whole, local tensor (sharded models); default: detach.
+        model: the policy; if it is sharded, every rank must iterate.
     """
     from peft.tuners.lora import LoraLayer
 
-    whole = full or torch.Tensor.detach
     deltas = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     seen_head = False
     for name, parameter in model.named_parameters():
@@ -56,7 +54,7 @@ def merged_weights(
         if owner:
             value = whole(parameter)
             if kind == "weight":
-                value = value + _delta(deltas[owner], whole).to(value.dtype)
+                value = value + _delta(deltas[owner]).to(value.dtype)
             yield f"{owner}.{kind}", value
         elif ".lora_" not in name:
             seen_head = seen_head or name == HEAD
@@ -74,15 +72,30 @@ def _persistent_buffers(model: PreTrainedModel) -> set[str]:
     return {name for name in model.state_dict() if name not in parameters}
 
 
-def _delta(layer: Any, whole: Callable[[Tensor], Tensor]) -> Tensor:
+def _delta(layer: Any) -> Tensor:
     """`scaling * B A` of a linear LoRA layer, in float32."""
     up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
     return whole(up).float() @ whole(down).float() * float(layer.scaling["default"])
 
 
+def to_saved(
+    weights: Iterator[tuple[str, Tensor]], model: PreTrainedModel, dtype: torch.dtype, keep: bool = True
+) -> dict[str, Tensor]:
+    """Weights as a checkpoint holds them: in `dtype`, on the CPU, a tied output matrix left out.
+
+    With `keep` false they are only passed through, for ranks that take part but do not write.
+    """
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    state = {}
+    for name, value in weights:
+        if keep and not (tied and name == HEAD):
+            state[name] = (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+    return state
+
+
 def write_folder(
     path: Path,
-    weights: Iterator[tuple[str, Tensor]],
+    state: dict[str, Tensor],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: torch.dtype,
@@ -91,7 +104,7 @@ def write_folder(
 
     Args:
         path: created if needed. Atomicity is the caller's: write beside, then rename.
-        weights: from `merged_weights`.
+        state: from `to_saved`.
         model: for its configuration.
         tokenizer: saved as well if given.
         dtype: format of the floating-point weights.
@@ -99,12 +112,6 @@ def write_folder(
     from huggingface_hub import save_torch_state_dict
 
     path.mkdir(parents=True, exist_ok=True)
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    state = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
-        for name, value in weights
-        if not (tied and name == HEAD)
-    }
     save_torch_state_dict(state, path, max_shard_size="4GB", safe_serialization=True)
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [type(model).__name__]

@@ -1,0 +1,165 @@
+"""Several processes: the torchrun call, the process group, FSDP2 shards, sums over ranks.
+
+Each rank trains on its own share of a step's examples; losses are divided by global counts, so that
+the summed gradient is that of one process. Layers are FSDP2 units; embedding, final norm and output
+matrix belong to the root, which is a wrapper whose forward runs forward *and* loss, since the chunked
+head needs the whole output matrix. Owns no formula.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from onpol_cli.core.config import Dtype, LearnerConfig, ParallelConfig
+from onpol_cli.core.errors import OnpolError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or Slurm with its variables set) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def torchrun_words(config: ParallelConfig, program: Sequence[str]) -> list[str]:
+    """Command line that starts `program` (module words after `-m`) in `nproc` x `nnodes` processes.
+
+    Args:
+        config: processes per node, nodes, rendezvous.
+        program: e.g. `["onpol_cli.cli", "train", "tutor", "parallel.nproc=2"]`.
+    """
+    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={config.nproc}"]
+    if config.nnodes == 1:
+        words.append("--standalone")
+    elif not config.rendezvous:
+        raise OnpolError(
+            f"parallel.nnodes={config.nnodes} needs parallel.rendezvous=HOST:PORT, the address of one node "
+            "that all others reach. Give the same command on every node."
+        )
+    else:
+        words += [f"--nnodes={config.nnodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={config.rendezvous}"]
+    return [*words, "-m", *program]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers; `size` 1 means alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Every `size`-th item, starting with this rank's: what this rank works on."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, value: T) -> list[T]:
+        """`value` of every rank, in rank order."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value)
+        return everyone
+
+
+def join_world(config: ParallelConfig, device: torch.device) -> World:
+    """Join the process group that torchrun's variables describe; alone if one process is configured.
+
+    Safe to call again: a process joins once.
+    """
+    if config.nproc * config.nnodes == 1 or not under_torchrun():
+        return World()
+    import torch
+    import torch.distributed as dist
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = config.backend
+        if backend == "auto":
+            backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def shard(model: PreTrainedModel, config: LearnerConfig, device: torch.device) -> Callable[[Callable[[], T]], T]:
+    """Shard `model` in place over all ranks.
+
+    Args:
+        model: policy or frozen scorer, whole on every rank.
+        config: bf16 autocast gathers the layers' weights in bf16.
+        device: of the shards.
+
+    Returns:
+        A function that runs a closure with the root's weights gathered; forward passes go through it.
+    """
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    class Root(nn.Module):
+        """Owns the model, so that FSDP's hooks surround whatever closure is run."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy = model
+
+        def forward(self, closure: Callable[[], Any]) -> Any:
+            return closure()
+
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise OnpolError(f"{type(model).__name__} has no list of layers to shard; use parallel.nproc=1 for it.")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    reduced = torch.bfloat16 if config.autocast is Dtype.bfloat16 and model.dtype == torch.float32 else None
+    narrow = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(cast_forward_inputs=False)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=narrow if reduced else exact)
+    root = Root()
+    fully_shard(root, mesh=mesh, mp_policy=exact, reshard_after_forward=False)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            # Losses carry the global count already: gradients are summed, not averaged.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return root
+
+
+def whole(value: Tensor) -> Tensor:
+    """A detached, unsharded copy or view of a parameter. A collective call for shards."""
+    from torch.distributed.tensor import DTensor
+
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole_state(state: Any) -> Any:
+    """Nested containers with every shard made whole, on the CPU. A collective call."""
+    import torch
+
+    if isinstance(state, dict):
+        return {name: whole_state(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(whole_state(value) for value in state)
+    return whole(state).cpu().clone() if isinstance(state, torch.Tensor) else state
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` cut up as `parameter` is (unchanged where that is whole or of another shape)."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
