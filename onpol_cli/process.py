@@ -25,7 +25,7 @@ def run(app: Any, words: Sequence[str]) -> int:
     words = [word for word in words if word != "--debug"]
     setup_logging()
     try:
-        return _status(app(args=list(words), prog_name="onpol", standalone_mode=False))
+        return _status(_invoke(app, words))
     except KeyboardInterrupt as error:
         fail(str(error) or "Interrupted.")
         return 130
@@ -33,20 +33,33 @@ def run(app: Any, words: Sequence[str]) -> int:
         return _explain(error, debug)
 
 
+def _invoke(app: Any, words: Sequence[str]) -> Any:
+    """Run the application, not through its `main`, which swallows what a KeyboardInterrupt says."""
+    import typer
+
+    if "_ONPOL_COMPLETE" in os.environ:  # the shell asks for completions: `main` answers
+        return app(args=list(words), prog_name="onpol")
+    command = typer.main.get_command(app)
+    with command.make_context("onpol", list(words)) as context:
+        return command.invoke(context)
+
+
 def _status(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
 def _explain(error: BaseException, debug: bool) -> int:
-    import click
-
     if isinstance(error, SystemExit):
         return _status(error.code)
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, click.exceptions.Abort):
+    kind = type(error).__name__  # typer may carry a click of its own, so that its classes are known by name only
+    if kind == "Exit":
+        return int(getattr(error, "exit_code", 1))
+    if kind == "Abort":
+        fail("Interrupted.")
         return 130
-    if isinstance(error, click.ClickException) or hasattr(error, "exit_code"):
+    if kind == "NoArgsIsHelpError":  # the help has been printed
+        return 2
+    if hasattr(error, "format_message"):
         return _usage(error)
     if debug:
         raise error

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Rollout engines: completions of prompts from the policy as last synced, by transformers or vLLM."""

@@ -76,7 +76,7 @@ def test_benches_say_where_their_data_are(config: Callable[..., Config], tmp_pat
     found = {item.check: item for item in checks.check_benches(config(*words, "eval.data.quixbugs=/nowhere.jsonl"))}
     assert found["data of tiny-codegen"].level is Level.ok
     assert found["data of humaneval"].message == str(file)
-    assert found["data of quixbugs"].level is Level.error and "add --data FILE" in found["data of quixbugs"].remedy
+    assert found["data of quixbugs"].level is Level.error and "then add --data" in found["data of quixbugs"].remedy
 
 
 def test_data_that_are_nowhere_are_an_error_or_a_download(

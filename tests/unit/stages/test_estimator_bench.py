@@ -33,7 +33,8 @@ from onpol_cli.stages.estimators import (
 def words(policy: Path, teacher: Path) -> list[str]:
     """Four prompts, four short rollouts each."""
     return [
-        "experiment=none", f"model.path={policy}", f"tutor={teacher}", "method=opd", "method.prompts=2", "method.group=4",
+        "experiment=none", f"model.path={policy}", f"tutor={teacher}", "method=opd",
+        "method.prompts=2", "method.group=4",
         "rollout.sampling.max_new_tokens=6", "model.max_context=2048", "task.problems=2", "learner.autocast=float32",
         "task.validation_problems=2",
     ]  # fmt: skip
@@ -93,7 +94,7 @@ def test_coverage_of_the_sampled_token_is_its_mean_probability(frozen: Frozen) -
 
 def test_groups_that_cannot_be_split_are_refused(policy_folder: Path, teacher_folder: Path) -> None:
     overrides = [word for word in words(policy_folder, teacher_folder) if "group" not in word]
-    with pytest.raises(OnpolError, match="method.group=6 cannot be split: use a multiple of 4"):
+    with pytest.raises(OnpolError, match=r"method\.group=6 cannot be split: use a multiple of 4"):
         run_estimators([*overrides, "method.group=6"], dry_run=False, as_json=False)
 
 

@@ -35,7 +35,8 @@ def group(rewards: list[float], logprobs: list[float], prompt: tuple[int, ...] =
 def words(folder: Path, runs: Path, *more: str) -> list[str]:
     """A configuration on the small model."""
     return [
-        "experiment=none", f"paths.runs={runs}", f"model.path={folder}", "task.problems=2", "task.validation_problems=2",
+        "experiment=none", f"paths.runs={runs}", f"model.path={folder}", "task.problems=2",
+        "task.validation_problems=2",
         "learner.autocast=float32", "model.max_context=2048", *more,
     ]  # fmt: skip
 
