@@ -8,7 +8,7 @@
 Parts (`--only`):
   lcb      O1-Mini's published answers to the v1 and v5 samples; ours and the official evaluator on the same
            answers, 2 processes each, one after the other; agreement of both with the published grades;
-  trivial  1,000 trivial stdin solutions, ours and official;
+  trivial  1,000 trivial stdin solutions of a problem with one test, ours and official;
   asserts  1,000 small pure-Python programs with 5 asserts each, programs a second;
   edit400  the 400-task file of Minimal Code Edit, originals and corrupted.
 Wall seconds and CPU seconds (all processes) are shown: on a loaded machine compare the latter.
@@ -159,7 +159,7 @@ def trivial(options: argparse.Namespace) -> dict[str, Any]:
     from onpol_cli.tasks.livecodebench.data import LcbTests
     from onpol_cli.tasks.livecodebench.task import LiveCodeBench
 
-    public = json.dumps([{"input": f"{n} 1\n", "output": f"{n + 1}\n", "testtype": "stdin"} for n in range(3)])
+    public = json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}])
     problem = Problem("t", "", LcbTests(public, "[]", None, None), meta={"starter_code": ""})
     code = "a, b = map(int, input().split())\nprint(a + b)  # {}\n"
     answers = [Answer(problem, n, Completion(code.format(n), is_code=True)) for n in range(TRIVIAL)]
