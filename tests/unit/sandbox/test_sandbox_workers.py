@@ -225,7 +225,7 @@ def test_job_whose_worker_dies_twice_is_an_error() -> None:
                 for worker in list(sandbox._team.workers):
                     if worker.job is not None and worker not in killed:
                         killed.append(worker)
-                        for pid in children_of(set(worker.pids)):
+                        for pid in children_of({worker.pids[1]}):  # the judge: it cannot say that others died
                             with contextlib.suppress(ProcessLookupError):
                                 os.kill(pid, signal.SIGKILL)
 
