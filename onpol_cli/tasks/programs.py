@@ -104,16 +104,32 @@ def grade_programs(
         todo = [(index, code) for index, code in codes.items() if code is not None]
         for index in codes.keys() - dict(todo).keys():
             settle(index, None)
-        if todo:
-            jobs = [make_job(items[index][0], code) for index, code in todo]
-            _run(sandbox, jobs, [index for index, _ in todo], settle)
+        shared = _same_programs(items, todo)
+        if shared:
+            jobs = [make_job(items[places[0]][0], codes[places[0]] or "") for places in shared]
+            _run(sandbox, jobs, shared, settle)
     assert all(grade is not None for grade in grades), "the sandbox answers every job"
     return [grade for grade in grades if grade is not None]
 
 
-def _run(sandbox: Runner, jobs: Sequence[Job], places: Sequence[int], settle: Callable[[int, Verdict], None]) -> None:
-    """Run jobs that stand for the items at `places`."""
-    sandbox.run(jobs, on_verdict=lambda position, verdict: settle(places[position], verdict))
+def _same_programs(items: Sequence[Item], todo: Sequence[tuple[int, str]]) -> list[list[int]]:
+    """Places of items by (problem, program): rollouts of one prompt often agree, and one run serves them all."""
+    places: dict[tuple[int, str], list[int]] = {}
+    for index, code in todo:
+        places.setdefault((id(items[index][0]), code), []).append(index)
+    return list(places.values())
+
+
+def _run(
+    sandbox: Runner, jobs: Sequence[Job], places: Sequence[Sequence[int]], settle: Callable[[int, Verdict], None]
+) -> None:
+    """Run jobs; each stands for all the items at its places."""
+
+    def told(position: int, verdict: Verdict) -> None:
+        for place in places[position]:
+            settle(place, verdict)
+
+    sandbox.run(jobs, on_verdict=told)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[range]:
