@@ -104,32 +104,17 @@ class Learner:
         for number, example in enumerate(examples):
             check_example(example, number)
         kept = self._within_context(examples)
-        groups = units(kept)
-        pairs = [[(kept[index].prompt_ids, kept[index].completion_ids) for index in group] for group in groups]
-        batches = self.engine.plan(pairs)
         tally = Tally()
-        everyone = self.world.gather((count(kept), len(batches)))
-        counts = {name: sum(each[name] for each, _ in everyone) for name in COMPONENTS}
-        idle: list[list[int]] = [[] for _ in range(max(number for _, number in everyone) - len(batches))]
-        padded = real = 0
-        for batch in batches + idle:
-            members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
-            layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
-            part = MicroBatch(members, layout, counts, tally)
-            loss = self.engine.run(lambda part=part: self.objective(part))  # type: ignore[misc]
-            if self.world.size == 1:  # else one rank would stop alone; the gradient's norm shows it to all
-                self._guard(loss, "loss", members)
-            loss.backward()
-            padded, real = padded + layout.padded_tokens, real + layout.real_tokens
+        counts, sizes = self._accumulate(kept, tally)
         rate = self.optimiser.rate
         norm = self.optimiser.clip()
         self._guard(norm, "gradient", kept)
         self.optimiser.step()
-        sizes = {"real": real, "padded": padded, "dropped": len(examples) - len(kept)}
+        sizes["dropped"] = len(examples) - len(kept)
         parts = self.world.gather((tally.plain(), sizes))
-        total = {name: sum(size[name] for _, size in parts) for name in sizes}
         metrics = summarise([plain for plain, _ in parts])
-        metrics |= {
+        total = {name: sum(own[name] for _, own in parts) for name in sizes}
+        return metrics | {
             "grad_norm": float(norm),
             "lr": rate,
             "tokens/trained": sum(value for name, value in counts.items() if name != "preference"),
@@ -138,7 +123,28 @@ class Learner:
             "tokens/dropped_sequences": float(total["dropped"]),
             "time/train": time.perf_counter() - start,
         }
-        return metrics
+
+    def _accumulate(self, kept: Sequence[TrainExample], tally: Tally) -> tuple[dict[str, float], dict[str, int]]:
+        """Gradients of all micro-batches; returns the global denominators and this rank's token numbers."""
+        groups = units(kept)
+        pairs = [[(kept[index].prompt_ids, kept[index].completion_ids) for index in group] for group in groups]
+        batches = self.engine.plan(pairs)
+        everyone = self.world.gather((count(kept), len(batches)))
+        counts = {name: sum(own[name] for own, _ in everyone) for name in COMPONENTS}
+        idle: list[list[int]] = [[] for _ in range(max(number for _, number in everyone) - len(batches))]
+        sizes = {"real": 0, "padded": 0}
+        for batch in batches + idle:
+            members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
+            layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
+            part = MicroBatch(members, layout, counts, tally)
+            loss = self.engine.run(lambda part=part: self.objective(part))  # type: ignore[misc]
+            if self.world.size == 1:  # else one rank would stop alone; the gradient's norm shows it to all
+                self._guard(loss, "loss", members)
+            loss.backward()
+            if batch:
+                sizes["real"] += layout.real_tokens
+                sizes["padded"] += layout.padded_tokens
+        return counts, sizes
 
     def _within_context(self, examples: Sequence[TrainExample]) -> list[TrainExample]:
         """Examples that fit `model.max_context`; a pair goes if either side does not."""

@@ -75,7 +75,7 @@ class Optimiser:
         ]
         if groups:
             # The fused kernel wants plain tensors; shards go through the for-each route.
-            fused = all(type(p.data) is Tensor and not hasattr(p, "full_tensor") for p in (*decayed, *others))
+            fused = not any(hasattr(p, "full_tensor") for p in (*decayed, *others))
             betas = (config.beta1, config.beta2)
             adamw = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
             self._parts.append((adamw, config.lr))
@@ -124,8 +124,12 @@ class Optimiser:
 def _cut(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Optimiser state with whole tensors cut up as the parameters are."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+
+    def cut(value: Any, parameter: torch.nn.Parameter) -> Any:
+        return like(value, parameter) if isinstance(value, Tensor) else value
+
     moments = {
-        index: {name: like(value, parameters[index]) if isinstance(value, Tensor) else value for name, value in of.items()}
+        index: {name: cut(value, parameters[index]) for name, value in of.items()}
         for index, of in state["state"].items()
     }
     return {**state, "state": moments}

@@ -1,0 +1,72 @@
+"""Trains small models under torchrun (or alone) and writes the loss curves: `fsdp_worker.py FOLDER SIZE [CASE...]`.
+
+Run by `test_learner_fsdp.py`; not a test itself.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from learner_cases import CPU, VOCAB, make_config, make_examples, make_model
+
+from onpol_cli.core.config import LoraConfig
+from onpol_cli.learner.batch import units
+from onpol_cli.learner.learner import Learner
+from onpol_cli.learner.model import add_adapters
+
+CASES = [(kind, lora) for kind in ("sft", "pg", "div", "dpo") for lora in (False, True)]
+STEPS = 20
+
+
+def build(kind, lora, size):
+    config = make_config(kind)
+    config.optim.lr, config.parallel.nproc, config.learner.micro_tokens = 1e-3, size, 60
+    config.learner.native = False
+    model = make_model(dtype=torch.float32, tied=kind != "div")
+    if lora:
+        add_adapters(model, LoraConfig(rank=2), 0)
+    head = torch.randn(VOCAB + 5, 16, generator=torch.Generator().manual_seed(99))
+    return Learner(model, VOCAB, config, STEPS, CPU, head)
+
+
+def own_share(learner, examples):
+    return [examples[index] for unit in learner.world.share(units(examples)) for index in unit]
+
+
+def curve(learner, kind, first, last):
+    losses = []
+    for step in range(first, last):
+        metrics = learner.step(own_share(learner, make_examples(kind, count=10, seed=step)))
+        losses.append([metrics["loss/total"], metrics["grad_norm"], metrics["tokens/trained"]])
+    return losses
+
+
+def main(folder, size, only=()):
+    result = {}
+    for kind, lora in CASES:
+        name = f"{kind}-{'lora' if lora else 'full'}"
+        if only and name not in only:
+            continue
+        learner = build(kind, lora, size)
+        saved = folder / f"{name}-half.pt"
+        first = 0
+        if saved.exists():  # written by a run with another number of processes
+            learner.load_state_dict(torch.load(saved))
+            first = STEPS // 2
+        losses = curve(learner, kind, first, STEPS // 2) if first == 0 else []
+        state = learner.state_dict()
+        if learner.world.rank == 0 and first == 0:
+            torch.save(state, folder / f"{name}-half.pt")
+        losses += curve(learner, kind, STEPS // 2, STEPS)
+        learner.save_pretrained(folder / f"{name}-{size}")
+        pairs = [(e.prompt_ids, e.completion_ids) for e in make_examples(kind, seed=77)]
+        scores = torch.cat(learner.logprobs(pairs[learner.world.rank :])).tolist()[-3:]
+        result[name] = {"losses": losses, "scores": scores}
+        rank = learner.world.rank
+    if rank == 0:
+        (folder / f"curves-{size}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

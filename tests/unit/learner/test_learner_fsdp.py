@@ -1,0 +1,94 @@
+"""FSDP2 over gloo: the same curve as one process, and states that move between process counts.
+
+The cheap run of two processes for every change is `tests/integration/test_parallel.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from onpol_cli.core.config import ParallelConfig
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.parallel import World, torchrun_words
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+
+
+def work(folder, size):
+    """Run the worker in `size` processes; returns its curves."""
+    paths = [str(ROOT), str(HERE)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    words = [sys.executable]
+    if size > 1:
+        # --standalone lets torchrun choose a free port.
+        words += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    words += [str(HERE / "fsdp_worker.py"), str(folder), str(size)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / f"curves-{size}.json").read_text())
+
+
+def compare(one, many, steps):
+    for name, alone in one.items():
+        for wanted, got in zip(alone["losses"][-steps:], many[name]["losses"][-steps:], strict=True):
+            assert got == pytest.approx(wanted, abs=1e-5, rel=1e-5), name
+        assert many[name]["scores"] == pytest.approx(alone["scores"], abs=1e-4), name
+
+
+def saved_weights(folder, name, size):
+    return AutoModelForCausalLM.from_pretrained(folder / f"{name}-{size}").state_dict()
+
+
+def check(folder, size):
+    straight, sharded, moved = (folder / part for part in ("one", "many", "moved"))
+    for part in (straight, sharded, moved):
+        part.mkdir()
+    one, many = work(straight, 1), work(sharded, size)
+    compare(one, many, 20)
+    for name in one:  # plain Hugging Face folders, whoever wrote them
+        wanted, got = saved_weights(straight, name, 1), saved_weights(sharded, name, size)
+        assert wanted.keys() == got.keys()
+        assert all(torch.allclose(wanted[key], got[key], atol=2e-4) for key in wanted), name
+    for half in sharded.glob("*-half.pt"):
+        half.rename(moved / half.name)
+    compare(one, work(moved, 1), 10)
+    return moved, one
+
+
+@pytest.mark.full
+def test_two_processes_train_as_one_and_their_state_loads_in_one(tmp_path):
+    check(tmp_path, 2)
+
+
+@pytest.mark.full
+def test_four_processes_train_as_one_and_their_state_loads_in_one_and_two(tmp_path):
+    moved, one = check(tmp_path, 4)
+    compare(one, work(moved, 2), 10)
+
+
+def test_shares_cover_everything_once():
+    items = list(range(11))
+    shares = [World(rank, 3).share(items) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == items
+    assert World().share(items) == items
+
+
+def test_torchrun_call():
+    words = torchrun_words(ParallelConfig(nproc=8), ["onpol_cli.cli", "train", "tutor"])
+    assert words[1:] == [
+        "-m", "torch.distributed.run", "--nproc-per-node=8", "--standalone", "-m", "onpol_cli.cli", "train", "tutor",
+    ]  # fmt: skip
+    nodes = torchrun_words(ParallelConfig(nproc=8, nnodes=2, rendezvous="node0:29400"), ["onpol_cli.cli"])
+    assert "--nnodes=2" in nodes
+    assert "--rdzv-endpoint=node0:29400" in nodes
+    with pytest.raises(OnpolError, match=r"parallel\.rendezvous"):
+        torchrun_words(ParallelConfig(nproc=8, nnodes=2), ["onpol_cli.cli"])
