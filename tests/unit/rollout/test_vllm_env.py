@@ -12,7 +12,7 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.rollout import vllm_env
 from onpol_cli.rollout.server_process import entry_point, free_port, server_environment
 
-NAMES = [*vllm_env.DEFAULTS, *vllm_env.CPU_DEFAULTS, "VLLM_SERVER_DEV_MODE", "LEFT_BEHIND"]
+NAMES = [*vllm_env.DEFAULTS, *vllm_env.CPU_DEFAULTS, "VLLM_SERVER_DEV_MODE", "VLLM_LOGGING_CONFIG_PATH", "LEFT_BEHIND"]
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +87,21 @@ def test_missing_vllm_is_explained(monkeypatch):
 def test_ports_are_usable_and_commands_are_pythons_own():
     assert 1024 <= free_port() < 65536
     assert entry_point()[:2] == [sys.executable, "-m"]
+
+
+def test_log_records_go_to_the_log_unless_configured(tmp_path, monkeypatch):
+    logger = logging.getLogger("vllm")
+    before = list(logger.handlers), logger.level, logger.propagate
+    logger.handlers.clear()
+    try:
+        monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "mine.json")
+        vllm_env.route_logs(tmp_path / "vllm.log")
+        assert not logger.handlers
+        monkeypatch.delenv("VLLM_LOGGING_CONFIG_PATH")
+        vllm_env.route_logs(tmp_path / "vllm.log")
+        logging.getLogger("vllm.engine").info("loaded")
+        assert "INFO vllm.engine: loaded" in (tmp_path / "vllm.log").read_text()
+    finally:
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers[:], logger.level, logger.propagate = before
