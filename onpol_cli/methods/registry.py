@@ -34,6 +34,8 @@ def check_method(config: MethodConfig) -> None:
         close = difflib.get_close_matches(config.name, METHODS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise OnpolError(f"Unknown method {config.name!r}.{hint} Methods: {', '.join(METHODS)}.")
+    if config.steps == 0 and config.epochs <= 0:
+        raise OnpolError("method.steps=0 and method.epochs=0: nothing to do. Set one of them.")
     if issubclass(METHODS[config.name], OnPolicy) and config.adv_coef == 0 and config.teacher_coef == 0:
         raise OnpolError(
             f"method.name={config.name} with adv_coef=0 and teacher_coef=0 has no signal. Set one of them."
