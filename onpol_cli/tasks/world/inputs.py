@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from onpol_cli.tasks.world.terms import Constant
@@ -91,6 +91,21 @@ class InputMaker:
         return [self.draw(size) for size in sizes]
 
 
+class OrderedSet(dict[Any, None]):
+    """Stands for `set` in trusted runs: iterates in the order of insertion.
+
+    The order of a real set of strings changes with the process's hash seed, and with it whether a
+    mutant such as `sorted(set(words), key=len)` fails: problem sets would differ between processes.
+    """
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        super().__init__(dict.fromkeys(values))
+
+    def add(self, value: Any) -> None:
+        """As `set.add`."""
+        self[value] = None
+
+
 class Raised:
     """Stands for the result of a call that raised; equal to nothing."""
 
@@ -101,7 +116,7 @@ def run_trusted(source: str, entry_point: str, calls: Sequence[tuple[Any, ...]])
     Only for programs that the world wrote or the corruption engine made from them: they hold no
     `while`, no recursion and no imports. Model answers never come here.
     """
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"set": OrderedSet}
     exec(compile(source, "<world>", "exec"), space)
     results: list[Any] = []
     for call in calls:

@@ -1,7 +1,10 @@
 """Rendering, tests and mutants of the world."""
 
 import ast
+import os
 import random
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
@@ -82,3 +85,16 @@ def test_every_corruption_family_finds_a_bug_somewhere(items: list[Item]) -> Non
 
 def test_a_correct_program_does_not_fail(items: list[Item]) -> None:
     assert not any(fails(item, item.source) for item in items[:50])
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_verdict_on_a_mutant_does_not_depend_on_the_hash_seed(seed: str) -> None:
+    """Sets of strings iterate in another order in every process; problem sets must not."""
+    code = (
+        "from onpol_cli.tasks.world.inputs import run_trusted\n"
+        "source = 'def f(words):\\n    return sorted(set(words), key=len)'\n"
+        "print(run_trusted(source, 'f', [(['ta', 'en', 'ri', 'so', 'an', 'ta'],)]))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[['ta', 'en', 'ri', 'so', 'an']]", done.stderr
