@@ -91,7 +91,9 @@ def _usage_text(error: Any) -> str:
     if option and type(error).__name__ == "NoSuchOption":
         name = str(option).lstrip("-").replace("-", "_")
         known = [*groups(), *keys()]
-        close = [name] if name in known else [] if error.possibilities else nearest(name, known, 1)
+        close = [name] if name in known else nearest(name, known, 1)
+        exact = [key for key in close if key.rsplit(".", 1)[-1] == name]
+        close = exact if error.possibilities else close
         if close:
             return f"No such option {option}. Settings have no dashes: {close[0]}=VALUE."
     return str(error.format_message())
