@@ -147,8 +147,8 @@ def test_published_grades_of_all_351(sandbox):
     for version in ("v1_240", "v5_111"):
         task = lcb_task(version, sandbox)
         differ += agreement(task, {p.problem_id for p in task.problems("test")}, sandbox)
-    # Published as over the time limit; here they finish within it.
-    assert set(differ) <= {"abc301_e", "abc325_f", "abc315_b"} and len(differ) <= 2, differ
+    # Published as over the time limit; here they may finish within it.
+    assert set(differ) <= {"abc301_e", "abc325_f"}, differ
 
 
 def test_every_record_of_v6_is_read():
@@ -175,7 +175,8 @@ RULES = {
     "global": ("n = 0\ndef f():\n    global n\n    n += 1\nf()\nprint(n)", "", "1", True),
     "real stdin": ("import sys\nprint(input())\nprint(sys.stdin.read(), end='')", "a\nb\nc\n", "a\nb\nc", True),
     "buffer": ("import sys\nprint(sum(map(int, sys.stdin.buffer.read().split())))", "1 2\n3\n", "6", True),
-    "open(0)": ("print(open(0).read())", "x\n", "x", True),
+    "open(0), as officially": ("print(open(0).read())", "x\n", "x", False),
+    "open of a file": ("open('f', 'w').write('1')\nprint(open('f').read())", "", "1", True),
     "iterating stdin": ("import sys\nprint([line.strip() for line in sys.stdin])", "a\nb\n", "['a', 'b']", True),
     "exit is an end": ("print(1)\nexit()\nprint(2)", "", "1", True),
     "exit code is no matter": ("import sys\nprint(1)\nsys.exit(3)", "", "1", True),

@@ -20,8 +20,21 @@ _PLAIN = (  # noqa: SIM905 (one word a module reads better than sixteen lines)
 _STAR = [*_PLAIN, "builtins", "typing"]
 _LIMITS = "import sys\nsys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
 
+_OPEN = """
+def open(file, *args, **kwargs):
+    if file in (0, "/dev/stdin"):
+        raise OSError("open(0) is not the input in LiveCodeBench's grading; sys.stdin and input() are")
+    return io.open(file, *args, **kwargs)
+"""
+"""In the official evaluator the preamble binds `open` to the real one, so that `open(0)` reads the stdin of
+the evaluator and waits for ever: all four such answers among the published ones are time-outs (abc315_b,
+abc349_a, abc359_b, abc365_b). They fail here too, at once and with the reason."""
+
 PREAMBLE = (
-    "".join(f"from {name} import *\n" for name in _STAR) + "".join(f"import {name}\n" for name in _PLAIN) + _LIMITS
+    "".join(f"from {name} import *\n" for name in _STAR)
+    + "".join(f"import {name}\n" for name in _PLAIN)
+    + _OPEN
+    + _LIMITS
 )
 """The names that official solutions may use without importing them (same list and order, own text)."""
 
@@ -169,4 +182,4 @@ def _origins() -> dict[str, str]:
         exec(f"from {module} import *", namespace)
         for name in namespace.keys() - {"__builtins__"}:
             found[name] = "" if module == "builtins" else f"from {module} import {name}\n"
-    return {**found, **{name: f"import {name}\n" for name in _PLAIN}}
+    return {**found, **{name: f"import {name}\n" for name in _PLAIN}, "open": f"import io\n{_OPEN}"}

@@ -4,7 +4,8 @@ Owns the prompt and the jobs. Rules of grading, as in the official evaluator: te
 failure ends; 6 s of CPU a test; stdout compared line by line after stripping, else as decimals; results
 of calls compared as JSON values, an outer tuple as a list. Source: `lcb_runner/evaluation` of
 LiveCodeBench/LiveCodeBench, commit 28fef95. Departures: stdin is a real one (reading after `readline()`
-gives the rest, not everything again), and the limit counts CPU rather than wall seconds.
+gives the rest, not everything again), and the limit counts CPU rather than wall seconds. Kept because
+published grades show it: `open(0)` does not give the input (`program`).
 """
 
 from __future__ import annotations
