@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
-from onpol_cli.core.compose import compose
+from onpol_cli.core.compose import as_dict, compose
 from onpol_cli.core.config import Config
 from onpol_cli.core.settings import conf_dir, groups
 from onpol_cli.methods.registry import METHODS, check_method
@@ -25,8 +26,10 @@ def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
 def test_every_recipe_belongs_to_an_experiment_and_a_method_and_is_applied(recipe: str) -> None:
     experiment, _, method = recipe.partition("-")
     assert experiment in groups()["experiment"] and method in groups()["method"]
-    plain = compose(["experiment=none", f"method={method}"])
-    assert compose([f"experiment={experiment}", f"method={method}"]).optim.lr != plain.optim.lr
+    written = yaml.safe_load((conf_dir() / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    composed = as_dict(compose([f"experiment={experiment}", f"method={method}"]))
+    for group, values in written.items():
+        assert values and values.items() <= composed[group].items()
 
 
 @pytest.mark.parametrize("method", groups()["method"])
