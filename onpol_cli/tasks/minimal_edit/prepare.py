@@ -2,8 +2,9 @@
 
 Owns the pipeline from a pool of sources to a file: originals are run, tests strengthened, mutants
 drawn and run, and the failing ones kept. Everything drawn depends on (seed, source) alone, so the
-same options give the same bytes, whatever the number of workers, resumed or not. Formats of pools
-are `sources`, variation of inputs is `strengthen`, bugs are `families`.
+same options give the same bytes, whatever the number of workers, resumed or not. Time is counted in
+steps (`budget`); a mutant that exceeds them is dropped, since its failure would rest on a limit.
+Formats of pools are `sources`, variation of inputs is `strengthen`, bugs are `families`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.records import Record, format_of, write_records
 from onpol_cli.core.seeding import derive_rng
 from onpol_cli.sandbox.jobs import Job, ReferenceJob, ReferenceResults, Status, Verdict
+from onpol_cli.tasks.minimal_edit.budget import instrument, spent, with_budget
 from onpol_cli.tasks.minimal_edit.families import Corruption, corrupt, select_families
 from onpol_cli.tasks.minimal_edit.sources import Source, leetcode_slugs, read_sources
 from onpol_cli.tasks.minimal_edit.strengthen import (
@@ -35,12 +37,10 @@ from onpol_cli.tasks.minimal_edit.testing import EditTests
 
 LONGEST = 2000
 """Characters of a corrupted program, exclusive. Source: the published training set's filter."""
-CPU_S = 1.0
-"""CPU seconds for a program with assert tests. A mutant that needs more is dropped, not kept as
-failing: its failure would rest on a limit."""
-UNITTEST_CPU_S = 15.0
-WALL_S = 120.0
-"""So long that only a sleeping program meets it: a loaded machine must not change the file."""
+CPU_S = 20.0
+WALL_S = 300.0
+"""Last resorts, for work that `budget` cannot count (huge numbers, say). So long that a loaded machine
+does not change the file."""
 ADDED_TESTS = 12
 CHUNK = 64
 """Sources between two writes of the partial file."""
@@ -244,7 +244,7 @@ def _asserts(tests: EditTests) -> int:
 
 
 def _job(tests: EditTests, code: str) -> Job:
-    return tests.job(code, UNITTEST_CPU_S if tests.kind == "unittest" else CPU_S, WALL_S)
+    return with_budget(tests).job(instrument(code), CPU_S, WALL_S)
 
 
 def _passing(sources: Sequence[Source], judge: Judge, entries: dict[str, _Entry]) -> list[Source]:
@@ -252,7 +252,8 @@ def _passing(sources: Sequence[Source], judge: Judge, entries: dict[str, _Entry]
     verdicts = judge.run([_job(source.tests, source.original) for source in sources])
     for source, verdict in zip(sources, verdicts, strict=True):
         if not verdict.passed:
-            entries[source.source_id].dropped = "original fails its tests"
+            slow = spent(verdict.detail)
+            entries[source.source_id].dropped = "original takes too long" if slow else "original fails its tests"
     return [source for source, verdict in zip(sources, verdicts, strict=True) if verdict.passed]
 
 
@@ -291,10 +292,10 @@ def _confirmed(sources: Sequence[Source], stronger: Sequence[Source], judge: Jud
 
 def _reference(source: Source, inputs: Sequence[tuple[Any, ...]]) -> ReferenceJob:
     return ReferenceJob(
-        source=source.original,
+        source=instrument(source.original),
         entry_point=source.tests.entry_point,
         calls=tuple(tuple(plain(argument) for argument in given) for given in inputs),
-        preamble=source.tests.preamble,
+        preamble=with_budget(source.tests).preamble,
         cpu_s=CPU_S,
     )
 
@@ -316,7 +317,7 @@ def _failing(
             waiting[source.source_id] = waiting[source.source_id][missing:] if missing else []
         verdicts = judge.run([_job(source.tests, mutant.source) for source, mutant in flat])
         for (source, mutant), verdict in zip(flat, verdicts, strict=True):
-            if verdict.status is Status.FAILED:
+            if verdict.status is Status.FAILED and not spent(verdict.detail):
                 kept[source.source_id].append(mutant)
     for source in sources:
         yield source, kept[source.source_id] or reasons[source.source_id]

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onpol_cli.core.records import read_records, write_records
 from onpol_cli.sandbox import Sandbox
 from onpol_cli.sandbox.jobs import CallJob, UnittestJob
 from onpol_cli.tasks.minimal_edit import prepare as preparing
+from onpol_cli.tasks.minimal_edit.budget import instrument, spent, with_budget
 from onpol_cli.tasks.minimal_edit.data import read_problems, usable_file
 from onpol_cli.tasks.minimal_edit.prepare import PrepareOptions, prepare
 from onpol_cli.tasks.minimal_edit.sources import leetcode_slugs, read_sources
@@ -299,3 +301,33 @@ def test_only_exact_answers_become_tests_and_only_where_there_is_one() -> None:
     tests = EditTests("assert", "def check(candidate): pass", "f")
     assert can_be_strengthened(tests, "Return the sum.")
     assert not can_be_strengthened(tests, "Return the answer in any order.")
+
+
+ENDLESS = "def f(n):\n    while True:\n        try:\n            n += 1\n        except Exception:\n            pass"
+RECURSIVE = "def f(n):\n    'doc'\n    return n if n < 2 else f(n - 1) + f(n - 2)"
+
+
+@pytest.mark.parametrize("kind", ["assert", "unittest"])
+def test_programs_are_stopped_by_steps_not_seconds(sandbox: Sandbox, kind: str) -> None:
+    script = "assert f(25) == 75025"
+    if kind == "unittest":
+        script = f"import unittest\nclass TestCases(unittest.TestCase):\n    def test_f(self):\n        {script}"
+    tests = with_budget(EditTests(kind, script, "f"))
+    verdicts = sandbox.run([tests.job(instrument(source), cpu_s=20.0) for source in (ENDLESS, RECURSIVE)])
+    assert all(spent(verdict.detail) for verdict in verdicts)  # f(25) makes 250,000 calls
+    quick = replace(tests, source=script.replace("25) == 75025", "15) == 610"))
+    (verdict,) = sandbox.run([quick.job(instrument(RECURSIVE))])
+    assert verdict.passed, verdict.detail
+
+
+def test_every_loop_call_and_comprehension_is_a_step() -> None:
+    source = (
+        "def f(a):\n    'doc'\n    for x in a:\n        while x:\n            x -= 1\n"
+        "    return [z for y in a if y for z in range(y)]"
+    )
+    steps: list[None] = []
+    names: dict[str, Any] = {"__onpol_step__": lambda: steps.append(None) is None}
+    exec(instrument(source), names)
+    assert names["f"]([0, 3]) == [0, 1, 2]
+    assert len(steps) == 1 + 2 + 3 + 2 + 3  # call, for, while, outer and inner rounds of the comprehension
+    assert names["f"].__doc__ == "doc"
