@@ -43,11 +43,18 @@ def run_doctor(overrides: Sequence[str], *, plan: bool, as_json: bool) -> None:
 
 
 def show_plan(config: Config, as_json: bool) -> None:
-    """The estimated memory per GPU, by part."""
+    """The estimated memory per GPU, by part, GiB.
+
+    Raises:
+        RunFailed: it does not fit this machine's GPU.
+    """
     from onpol_cli.learner.planner import plan
 
-    estimate: dict[str, Any] = asdict(plan(config))
+    found = plan(config)
+    estimate: dict[str, Any] = asdict(found)
     show_json(estimate) if as_json else show(plan_table(estimate))
+    if found.verdict == "does not fit":
+        raise RunFailed(f"{found.peak:.1f} GiB are wanted, {found.available:.1f} are there. {found.advice}")
 
 
 def plan_table(estimate: Mapping[str, Any]) -> Table:
