@@ -53,7 +53,7 @@ def limits_of(job: AnyJob, limits: Limits) -> dict[str, Any]:
     wall = getattr(job, "wall_s", None) or ratio * total
     test_cpu = total if per_test is None else min(per_test, total)
     return {
-        "cpu": total, "wall": wall, "test_cpu": test_cpu, "test_wall": min(wall, ratio * test_cpu),
+        "cpu": total, "wall": wall, "test_cpu": test_cpu, "test_wall": min(wall, wall / total * test_cpu),
         "memory_mb": getattr(job, "memory_mb", None) or limits.memory_mb, "processes": limits.processes,
         "file_mb": limits.file_mb, "open_files": limits.open_files, "output_kb": limits.output_kb,
     }  # fmt: skip

@@ -16,11 +16,12 @@ from onpol_cli.core.types import Completion, Outcome, Problem
 from onpol_cli.evaluation.answers_eval import evaluate_answers, plan_answers
 from onpol_cli.evaluation.records import read_done
 from onpol_cli.runs.rundir import SAMPLES, RunDir
-from onpol_cli.sandbox import Sandbox
+from onpol_cli.sandbox import Limits, Sandbox
+from onpol_cli.sandbox.wire import limits_of
 from onpol_cli.tasks.answers import match_answers, read_answers
 from onpol_cli.tasks.livecodebench.data import LcbTests
 from onpol_cli.tasks.livecodebench.official import FILE_NAME, read_grades
-from onpol_cli.tasks.livecodebench.task import LiveCodeBench
+from onpol_cli.tasks.livecodebench.task import LiveCodeBench, make_job
 from onpol_cli.tasks.registry import build_task
 
 DATA = Path(os.environ.get("ONPOL_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -301,3 +302,11 @@ def test_livecodebench_writes_the_official_file(tmp_path, sandbox):
     run_answers(task, tmp_path / "answers.json", tmp_path / "run", partial=True)
     published = read_grades(data(PUBLISHED))
     assert read_grades(tmp_path / "run" / FILE_NAME) == {name: published[name] for name in ids}
+
+
+def test_jobs_give_busy_machines_time():
+    """6 s of CPU a test; ten times that by the wall clock, whatever ratio the sandbox's own limits have."""
+    limits = Limits.from_config(SandboxConfig(cpu_s=1.0, wall_s=2.0))
+    for problem in (stdin_problem(("1", "1"), ("2", "2")), call_problem(("1", "1"), ("2", "2"))):
+        found = limits_of(make_job(problem, "x = 1"), limits)
+        assert (found["test_cpu"], found["test_wall"]) == (6.0, 60.0)

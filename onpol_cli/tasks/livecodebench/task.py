@@ -24,6 +24,9 @@ from onpol_cli.tasks.programs import ProgramTask, Runner
 
 TEST_S = 6.0
 """CPU seconds a test."""
+WALL_S = 60.0
+"""Wall-clock seconds a test: far above the CPU limit, so that a busy machine changes no verdict; programs
+that sleep end here."""
 MEMORY_MB = 4096
 """The official evaluator sets no limit; its comment speaks of 4 GB."""
 _SYSTEM = "You are an experienced competitive programmer. You answer with one correct, efficient Python program."
@@ -69,6 +72,7 @@ def make_job(problem: Problem, code: str) -> Job:
             compare="lcb",
             preamble=preamble_for(code),
             per_test_s=TEST_S,
+            wall_s=WALL_S,
             memory_mb=MEMORY_MB,
         )
     return CallJob(
@@ -80,5 +84,6 @@ def make_job(problem: Problem, code: str) -> Job:
         compare="lcb",
         preamble=preamble_for(code),
         per_test_s=TEST_S,
+        wall_s=WALL_S * len(cases),
         memory_mb=MEMORY_MB,
     )
