@@ -18,7 +18,7 @@ from onpol_cli.learner import losses
 from onpol_cli.learner.batch import TrainExample, stream
 from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
 from onpol_cli.learner.forward import AnyLayout, TokenModel
-from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
+from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy, weighted_nll
 
 PlainTally = tuple[dict[str, float], dict[str, float], Tensor]
 COMPONENTS = ("cross_entropy", "policy_gradient", "divergence", "preference")
@@ -99,6 +99,8 @@ class Objective:
     def _supervised(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
         """`cross_entropy` and `preference`: both at temperature 1."""
         examples, layout, tally = batch.examples, batch.layout, batch.tally
+        if any(e.ce_weights is not None for e in examples) and all(e.pair is None for e in examples):
+            return self._cross_entropy(batch, hidden)
         policy = token_logprobs(hidden, self.engine.output_matrix, layout.targets, self.engine.options(1.0))
         total = policy.new_zeros(())
         if any(e.ce_weights is not None for e in examples):
@@ -108,6 +110,16 @@ class Objective:
             total = total + part / max(1.0, batch.counts["cross_entropy"])
         if any(e.pair is not None for e in examples):
             total = total + self._preference(batch, policy) / batch.counts["preference"]
+        return total
+
+    def _cross_entropy(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
+        """`losses.cross_entropy` with its gradient taken on the way, since its weights are known."""
+        weights = self._stream(batch.examples, "ce_weights")
+        count = max(1.0, batch.counts["cross_entropy"])
+        total, logprobs = weighted_nll(
+            hidden, self.engine.output_matrix, batch.layout.targets, weights / count, self.engine.options(1.0)
+        )
+        batch.tally.add("loss/cross_entropy", losses.cross_entropy(logprobs, weights), (weights != 0).sum())
         return total
 
     def _preference(self, batch: MicroBatch, policy: Tensor) -> Tensor:

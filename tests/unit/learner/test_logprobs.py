@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from onpol_cli.learner import logprobs as module
 from onpol_cli.learner.head import HeadOptions
-from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
+from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy, weighted_nll
 
 
 def case(tokens=7, hidden=5, rows=11):
@@ -30,7 +31,9 @@ def test_logprob_and_entropy_by_hand():
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_value_and_gradient_equal_log_softmax(chunk, temperature):
+def test_value_and_gradient_equal_log_softmax(chunk, temperature, monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 1)  # else a vocabulary of 9 is always one block
+    monkeypatch.setattr(module, "TILE", 4)
     states, weight = case()
     targets = torch.tensor([0, 3, 8, 1, 1, 7, 2])
     upstream = torch.linspace(-1, 1, 14, dtype=torch.float64).view(7, 2)
@@ -86,3 +89,20 @@ def test_frozen_output_matrix_gets_no_gradient_buffer():
     token_logprobs(states, frozen, torch.zeros(7, dtype=torch.long), HeadOptions(9)).sum().backward()
     assert frozen.grad is None
     assert states.grad is not None
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_weighted_sum_equals_the_general_route(chunk, temperature, monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 1)
+    states, weight = case()
+    targets = torch.tensor([0, 3, 8, 1, 1, 7, 2])
+    weights = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    options = HeadOptions(9, chunk, temperature)
+    total, logprobs = weighted_nll(states, weight, targets, weights, options)
+    general = token_logprobs(states, weight, targets, options)
+    assert torch.allclose(logprobs, general, atol=1e-12)
+    expected = torch.autograd.grad(-3 * (weights * general).sum(), [states, weight])
+    assert total.item() == pytest.approx(-(weights * general).sum().item())
+    for got, wanted in zip(torch.autograd.grad(3 * total, [states, weight]), expected, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-12)
