@@ -24,8 +24,6 @@ from onpol_cli.learner.parallel import World, shard
 
 Pair = tuple[Tokens, Tokens]
 """(prompt_ids, completion_ids)."""
-NATIVE_TOKENS = 1024
-"""Packed tokens at a time on the CPU: activations of small models then stay in the second-level cache."""
 IDLE: Pair = ([0], [0])
 """What a rank computes while others still have micro-batches."""
 AnyLayout = Layout | PackedLayout
@@ -98,7 +96,7 @@ class TokenModel:
     def plan(self, units: Sequence[Sequence[Pair]]) -> list[list[int]]:
         """Unit numbers of each micro-batch; the sequences of a unit stay together."""
         if self._native([pair for unit in units for pair in unit]):
-            return plan_packed(units, min(self.config.micro_tokens, NATIVE_TOKENS))
+            return plan_packed(units, self.config.micro_tokens)
         lengths = [[len(prompt) + len(completion) for prompt, completion in unit] for unit in units]
         return plan(lengths, self.config.micro_tokens)
 
