@@ -83,7 +83,7 @@ class ScorerKind(StrEnum):
     """Who computes the teacher's log-probs."""
 
     learner = "learner"
-    local = "local"
+    """A frozen model in this process, through the learner's own engine."""
     vllm_server = "vllm_server"
 
 
@@ -269,7 +269,7 @@ class RolloutConfig:
     sleep: bool = True
     """vLLM on GPU: sleep level 1 while the learner trains."""
     lora_sync: str = "merged"
-    """merged or adapter."""
+    """merged (training syncs whole weights), or adapter (an engine used by itself: `VllmEngine.sync_adapter`)."""
     max_lora_rank: int = 64
     """vLLM with lora_sync=adapter: largest rank."""
     max_context: int = 4096
@@ -303,9 +303,7 @@ class LearnerConfig:
     """bfloat16 runs the layers in bf16; losses are always float32."""
     native: bool = True
     """On the CPU, run plain Qwen3 models through the hand-written decoder (same numbers, several times faster)."""
-    compile: bool = False
     gradient_checkpointing: bool = False
-    liger: bool = False
     threads: int = 0
     """Torch threads on the CPU; 0 leaves torch's default."""
 

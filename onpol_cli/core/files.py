@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from onpol_cli.core.errors import RunFailed
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8): temporary file beside it, fsync, rename.
+def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Replace `path` by what `write(file)` writes: temporary file beside it, fsync, rename.
 
     Raises:
         RunFailed: the disk is full or the folder cannot be written.
@@ -22,8 +23,8 @@ def write_atomic(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
@@ -33,6 +34,11 @@ def write_atomic(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise RunFailed(f"Cannot write {path}: {error.strerror}. Free space or choose another folder.") from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """`replace_file` by `text` (UTF-8)."""
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.files import replace_file
 
 Record = dict[str, Any]
 
@@ -196,7 +195,7 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     path = Path(path)
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
     packed = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-    _replace(path, lambda file: file.write(packed))
+    replace_file(path, lambda file: file.write(packed))
 
 
 def write_records(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -213,7 +212,7 @@ def write_records(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     elif kind == ".json":
         data = (json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n").encode()
         packed = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-        _replace(path, lambda file: file.write(packed))
+        replace_file(path, lambda file: file.write(packed))
     elif path.suffix == ".gz":
         raise OnpolError(f"{path}: Parquet is compressed already. Write to a name that ends in .parquet.")
     else:
@@ -221,22 +220,9 @@ def write_records(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
         import pyarrow.parquet as pq
 
         table = pa.Table.from_pylist([dict(row) for row in rows])
-        _replace(path, lambda file: pq.write_table(table, file))
+        replace_file(path, lambda file: pq.write_table(table, file))
 
 
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunFailed(f"Cannot write {path}: {error.strerror}. Free space or choose another folder.") from error
+def well_formed(text: str) -> str:
+    """`text` with a question mark for every lone surrogate: JSON can hold these, no UTF-8 file, source or stdin can."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from onpol_cli.core.config import MethodConfig, OpdSignal
+from onpol_cli.core.config import MethodConfig, OpdSignal, ScorerKind
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.methods.base import Context, Method
 from onpol_cli.methods.dpo import Dpo
@@ -42,6 +42,24 @@ def check_method(config: MethodConfig) -> None:
         )
     if config.adv_coef != 0 and config.group < 2:
         raise OnpolError("method.group=1 makes every advantage 0. Use at least 2 rollouts per prompt.")
+    _check_signal(config)
+
+
+ONE_TEACHER_HEAD = ("multi_opd", "opsd")
+"""Methods whose exact divergence would need another output matrix than the one that the learner is given."""
+
+
+def _check_signal(config: MethodConfig) -> None:
+    """Refuse exact signals where no single teacher's hidden states can be had."""
+    if not needs_hidden(config):
+        return
+    if config.name in ONE_TEACHER_HEAD:
+        raise OnpolError(f"method.name={config.name} takes method.signal=sampled only, got {config.signal.value}.")
+    if config.scorer is ScorerKind.vllm_server:
+        raise OnpolError(
+            f"method.signal={config.signal.value} needs the teacher's hidden states, which a vLLM server "
+            "does not give. Use method.scorer=learner, or method.signal=sampled."
+        )
 
 
 def needs_teacher(config: MethodConfig) -> bool:

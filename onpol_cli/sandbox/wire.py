@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.records import well_formed
 from onpol_cli.sandbox import codec, frames
 from onpol_cli.sandbox.compare import CALL_RULES, STDOUT_RULES
 from onpol_cli.sandbox.jobs import (
@@ -72,7 +73,8 @@ def patience_s(job: AnyJob, limits: Limits) -> float:
 def encode(job: AnyJob, limits: Limits) -> Iterator[bytes]:
     """The frames of `job`: a header, then tests, then expected results."""
     header: dict[str, Any] = {
-        "source": _text(job.source), "preamble": _text(job.preamble), "limits": limits_of(job, limits), "tests": 1,
+        "source": well_formed(job.source), "preamble": well_formed(job.preamble),
+        "limits": limits_of(job, limits), "tests": 1,
     }  # fmt: skip
     parts: list[bytes] = []
     if isinstance(job, CallJob | ReferenceJob):
@@ -83,20 +85,15 @@ def encode(job: AnyJob, limits: Limits) -> Iterator[bytes]:
         parts += [codec.dumps(value) for value in job.expected] if isinstance(job, CallJob) else []
     elif isinstance(job, StdinJob):
         header |= {"kind": "stdin", "compare": job.compare, "keep_output": job.keep_output, "tests": len(job.inputs)}
-        parts = [_text(text).encode("utf-8", "surrogateescape") for text in (*job.inputs, *job.expected)]
+        parts = [well_formed(text).encode("utf-8", "surrogateescape") for text in (*job.inputs, *job.expected)]
     elif isinstance(job, AssertJob):
         kind = "in_process_script" if job.in_process else "script"
-        header |= {"kind": kind, "test_source": _text(job.test_source), "entry_point": job.entry_point}
+        header |= {"kind": kind, "test_source": well_formed(job.test_source), "entry_point": job.entry_point}
     elif isinstance(job, UnittestJob):
-        header |= {"kind": "unittest", "test_source": _text(job.test_source), "class_name": job.class_name}
+        header |= {"kind": "unittest", "test_source": well_formed(job.test_source), "class_name": job.class_name}
         header["entry_point"] = job.entry_point
     yield frames.pack(codec.dumps({**header, "parts": len(parts)}))
     yield from map(frames.pack, parts)
-
-
-def _text(text: str) -> str:
-    """`text` without lone surrogates, which no source file or stdin could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def decode(header: bytes) -> tuple[Verdict, int]:

@@ -137,18 +137,26 @@ def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> L
     """The tutor as a frozen scorer, after checking that it fits the student."""
     from transformers import AutoModelForCausalLM
 
-    from onpol_cli.learner.model import load_config, load_tokenizer, pick_device, quiet, real_vocab
-    from onpol_cli.learner.preflight import check_pair
+    from onpol_cli.learner.model import pick_device, quiet, real_vocab
     from onpol_cli.learner.scorer import LocalScorer
 
     quiet()
-    teacher_tokenizer = load_tokenizer(checkpoint.path)
-    check_pair(load_tokenizer(student_path), teacher_tokenizer, load_config(student_path), load_config(checkpoint.path))
+    teacher_tokenizer = fitting_tokenizer(checkpoint, student_path)
     device = pick_device(config.model)
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=teacher_dtype(config)).to(device)  # type: ignore[arg-type]
     return LocalScorer(
         model, real_vocab(teacher_tokenizer, model), config.learner, device, config.method.teacher_temperature
     )
+
+
+def fitting_tokenizer(checkpoint: Checkpoint, student_path: str) -> Any:
+    """The teacher's tokenizer, after checking that student and teacher share their tokens."""
+    from onpol_cli.learner.model import load_config, load_tokenizer
+    from onpol_cli.learner.preflight import check_pair
+
+    teacher = load_tokenizer(checkpoint.path)
+    check_pair(load_tokenizer(student_path), teacher, load_config(student_path), load_config(checkpoint.path))
+    return teacher
 
 
 def teacher_dtype(config: Config) -> torch.dtype:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpol_cli.core.config import Config
+from onpol_cli.core.config import Config, ScorerKind
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.core.types import Completion, Grade, Problem
 from onpol_cli.runs.rundir import RunDir
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
     from onpol_cli.learner.chat import Chat
     from onpol_cli.learner.learner import Learner
-    from onpol_cli.learner.scorer import LocalScorer
+    from onpol_cli.learner.scorer import LocalScorer, TeacherScorer
     from onpol_cli.methods.base import Context, Group, Method
-    from onpol_cli.rollout.engine import RolloutEngine
+    from onpol_cli.rollout.engine import Prompt, RolloutEngine
     from onpol_cli.tasks.protocol import Task
     from onpol_cli.training.sources import CompletionSource, Sampler
 
@@ -46,13 +47,17 @@ class Workbench:
     learner: Learner
     problems: list[tuple[Problem, Ids]]
     engine: RolloutEngine | None
-    teachers: dict[str, LocalScorer]
+    teachers: dict[str, TeacherScorer]
     reference: LocalScorer | None
 
     def sample(self, prompts: Sequence[Any]) -> list[Any]:
         """Rollouts of the policy as last synced."""
         assert self.engine is not None
-        return self.engine.generate(prompts, self.config.rollout.sampling)
+        self.engine.wake()
+        rollouts = self.engine.generate(prompts, self.config.rollout.sampling)
+        if self.config.rollout.sleep and self.learner.device.type == "cuda":
+            self.engine.sleep()  # one GPU, two tenants; on a CPU the cache is wanted again in the next step
+        return rollouts
 
     def grade(self, items: Sequence[tuple[Problem, Completion]]) -> list[Grade]:
         """Verdicts of the training task."""
@@ -71,8 +76,14 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
         RunFailed: started and could not finish.
     """
     from onpol_cli.methods.registry import check_method, needs_teacher
+    from onpol_cli.stages.doctor import require_preflight
 
     check_method(config.method)
+    if config.rollout.lora_sync != "merged":
+        raise OnpolError(
+            f"Training syncs merged weights; got rollout.lora_sync={config.rollout.lora_sync}. Leave it at merged."
+        )
+    require_preflight(config, role)
     tutors = find_tutors(config, needs_teacher(config.method))
     for checkpoint in tutors.values():
         build.verify_checkpoint(checkpoint)
@@ -122,6 +133,8 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     first = bench.learner.world.rank == 0
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
     run.update_manifest(planned_steps=steps)
+    bench.learner.dump = dump_to(run)
+    measure_noise(run, bench)
     sync = _sync(bench, source)
     parts = Parts(
         run=run,
@@ -186,7 +199,7 @@ def assemble(
     tokenizer, chat = build.tokenizer_and_chat(model_config.path)
     train_problems = task.problems("train")
     problems = build.encoded(task, chat, train_problems[: config.task.problems or None], config)
-    teachers = {key: build.load_teacher(c, config, model_config.path) for key, c in tutors.items()}
+    teachers = {key: make_teacher(c, config, model_config.path, stack) for key, c in tutors.items()}
     head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
     learner = make_learner(config, model_config, tokenizer, steps_of(config, len(problems)), head)
     engine = None
@@ -198,6 +211,19 @@ def assemble(
     method = build_method(config.method, method_context(bench))
     source, steps = make_source(run, bench, method)
     return bench, method, source, steps
+
+
+def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str, stack: ExitStack) -> TeacherScorer:
+    """The tutor as `method.scorer` wants it: in this process, or behind vLLM servers that end with the run."""
+    if config.method.scorer is not ScorerKind.vllm_server:
+        return build.load_teacher(checkpoint, config, student_path)
+    from onpol_cli.rollout.teacher import ServerScorer
+
+    tokenizer = build.fitting_tokenizer(checkpoint, student_path)
+    temperature = config.method.teacher_temperature
+    scorer: Any = stack.enter_context(ServerScorer(config.rollout, checkpoint.path, tokenizer, temperature))
+    teacher: TeacherScorer = scorer
+    return teacher
 
 
 def method_context(bench: Workbench) -> Context:
@@ -229,22 +255,51 @@ def frozen_start(config: Config, model_config: Any, tokenizer: Any) -> LocalScor
     return LocalScorer(model, real_vocab(tokenizer, model), config.learner, pick_device(config.model))
 
 
+def canary_prompts(bench: Workbench) -> list[Prompt]:
+    """A few training prompts with fixed seeds."""
+    from onpol_cli.rollout.engine import Prompt
+
+    return [
+        Prompt(problem.problem_id, ids, seed=derive_seed(bench.config.seed, "canary", place))
+        for place, (problem, ids) in enumerate(bench.problems[:CANARY_PROMPTS])
+    ]
+
+
+def measure_noise(run: RunDir, bench: Workbench) -> None:
+    """Into the manifest: the teacher signal that would come from a teacher equal to the policy, pure numerics."""
+    from onpol_cli.rollout.health import noise_floor
+
+    if bench.engine is None or not bench.teachers or run.resumed:
+        return
+    run.update_manifest(noise_floor=noise_floor(bench.sample(canary_prompts(bench)), bench.learner.logprobs))
+
+
+def dump_to(run: RunDir) -> Callable[[dict[str, Any]], str]:
+    """Where a non-finite step leaves its examples."""
+
+    def dump(payload: dict[str, Any]) -> str:
+        import torch
+
+        path = run.path / f"dump-step-{payload['step']}.pt"
+        torch.save(payload, path)
+        return str(path)
+
+    return dump
+
+
 def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:
     """Send the weights, then let the sampler prove with a few tokens that it has them."""
-    from onpol_cli.rollout.engine import Prompt
     from onpol_cli.rollout.health import canary
 
     if bench.engine is None:
         return None
     engine, learner, settings = bench.engine, bench.learner, bench.config.rollout
-    prompts = [
-        Prompt(problem.problem_id, ids, seed=derive_seed(bench.config.seed, "canary", place))
-        for place, (problem, ids) in enumerate(bench.problems[:CANARY_PROMPTS])
-    ]
+    prompts = canary_prompts(bench)
 
     def sync() -> dict[str, float]:
         if hasattr(source, "settle"):
             source.settle()
+        engine.wake()
         engine.sync_weights(learner.named_weights())
         if settings.canary_tolerance <= 0:
             return {}

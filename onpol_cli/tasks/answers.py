@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.core.records import read_records
+from onpol_cli.core.records import read_records, well_formed
 from onpol_cli.core.types import Completion, Problem
 
 _IDS = ("problem_id", "task_id", "question_id")
@@ -122,7 +122,7 @@ def _completions(where: str, record: Mapping[str, Any]) -> list[Completion]:
     for text in texts:
         if not isinstance(text, str):
             raise OnpolError(f"{where}: {name} must be text, got {type(text).__name__}.")
-    return [Completion(text, truncated, is_code=name in ("solution", "code_list")) for text in texts]
+    return [Completion(well_formed(text), truncated, is_code=name in ("solution", "code_list")) for text in texts]
 
 
 def match_answers(

@@ -148,3 +148,10 @@ def test_empty_file_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n")
     with pytest.raises(OnpolError, match=r"x\.jsonl"):
         read_answers(tmp_path / "x.jsonl")
+
+
+def test_lone_surrogates_of_an_answer_can_be_written(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"problem_id": "a", "solution": "x = \\"\\ud800\\""}\n')
+    (answer,) = read_answers(path)
+    assert answer.completion.text == 'x = "?"'
