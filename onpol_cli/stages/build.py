@@ -118,7 +118,13 @@ def encoded(task: Task, chat: Chat, problems: Sequence[Problem], config: Config)
         from onpol_cli.core.console import LOGGER
 
         LOGGER.warning(
-            "%d of %d prompts exceed %d tokens and are left out", len(pairs) - len(fitting), len(pairs), limit
+            "%d of %d prompts exceed %d tokens and are left out (model.max_context=%d less "
+            "rollout.sampling.max_new_tokens=%d)",
+            len(pairs) - len(fitting),
+            len(pairs),
+            limit,
+            config.model.max_context,
+            config.rollout.sampling.max_new_tokens,
         )
     if not fitting:
         raise OnpolError(f"No prompt fits model.max_context={config.model.max_context}. Raise it.")

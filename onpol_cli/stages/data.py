@@ -150,7 +150,7 @@ def prepare_data(request: PrepareRequest) -> None:
     say(f"{report.items} items of {report.problems} problems ({report.sources} looked at) in {report.seconds:.0f} s")
     for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
         say(f"  {count} left out: {reason}")
-    say(f"Train on it: onpol train tutor task.name=minimal-edit task.data={request.out}")
+    say(f"Train on it: onpol train tutor task=minimal-edit task.data={request.out} model.path=FOLDER")
     return show_text(str(request.out))
 
 
