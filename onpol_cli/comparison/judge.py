@@ -20,7 +20,7 @@ from onpol_cli.comparison.estimate import ratios
 from onpol_cli.comparison.power import Need, needed
 from onpol_cli.comparison.records import EvalRun
 from onpol_cli.comparison.scores import Scores
-from onpol_cli.comparison.significance import Paired, compare_pair, holm, paired_t, upper_tail
+from onpol_cli.comparison.significance import Paired, compare_pair, holm, paired_t
 from onpol_cli.core.errors import OnpolError
 
 ALPHA = 0.05
@@ -141,27 +141,20 @@ def decide(statement: Statement, pair: Paired) -> tuple[Verdict, float, float]:
         return verdict, pair.p, 0.0
     if statement.kind is Kind.equivalence:
         narrow, wide = sorted(better * b for b in estimate.bounds(1 - 2 * ALPHA))
-        p = max(_above(value, -margin, estimate.se, estimate.df), _above(-value, -margin, estimate.se, estimate.df))
+        p = max(estimate.tail(margin + value), estimate.tail(margin - value))
         if -margin < narrow and wide < margin and p < ALPHA:
             return Verdict.supported, p, 0.0
         outside = low > margin or high < -margin
         return (Verdict.contradicted if outside else Verdict.unresolved), p, better * (margin if value > 0 else -margin)
     bound = margin if statement.kind is Kind.superiority else -margin
     plain = bound == 0
-    p = pair.p if plain else _above(value, bound, estimate.se, estimate.df)
+    p = pair.p if plain else estimate.tail(value - bound)
     clear = p < ALPHA if plain else p < ALPHA / 2
     if low > bound and clear:
         return Verdict.supported, p, better * bound
     if high < bound and (p < ALPHA if plain else 1 - p < ALPHA / 2):
         return Verdict.contradicted, p, better * bound
     return Verdict.unresolved, p, better * bound
-
-
-def _above(value: float, bound: float, se: float, df: float) -> float:
-    """One-sided p of "the true value is not above `bound`"."""
-    if se == 0:
-        return 0.0 if value > bound else 1.0
-    return upper_tail((value - bound) / se, df)
 
 
 def _curve(statement: Statement, scores: Scores) -> Judged:

@@ -75,7 +75,7 @@ def _compare_pair(column: Column, left: str, right: str) -> Paired:
     p_seeds, low, high = paired_t(values) if len(values) > 1 else (None, None, None)
     p = over_problems
     if estimate.df != inf:
-        p, test = two_sided(estimate.value, estimate.se, estimate.df), "seeds and problems"
+        p, test = 2 * estimate.tail(abs(estimate.value)), "seeds and problems"
     return Paired(
         column.metric.name, column.bench, column.temperature, left, right,
         estimate, p, test, over_problems, p_seeds, low, high, won, lost,

@@ -1,8 +1,8 @@
-"""Assembles the report: tables and claims as HTML, plots as inline SVG, problems as embedded JSON.
+"""Assembles the report: tables and claims as HTML, plots as inline SVG, problems as packed JSON.
 
-Everything that a model wrote travels only inside the JSON block, with `<`, `>` and `&` as \\u escapes, and
-reaches the page through textContent (assets/report.js). The content policy allows exactly the shipped
-script and style by hash and no request at all. Owns the page; numbers come from frames and tables.
+Everything that a model wrote travels only inside the data block, deflated and in base 64, and reaches the page
+through textContent (assets/report.js). The content policy allows exactly the shipped script and style by
+hash and no request at all. Owns the page; numbers come from frames and tables.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -70,7 +71,7 @@ def build(page: Page) -> str:
         "SECTIONS": "\n".join(_section(*section) for section in sections),
         "BROWSER_NOTE": escape(_BROWSER_NOTE.format(heat=page.scores.headline)),
         "FOOTER": escape(page.footer),
-        "DATA": embed(browser_data(page.scores)),
+        "DATA": pack(browser_data(page.scores)),
     }
     # One pass: a placeholder inside a value is never replaced.
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda match: values[match[1]], template)
@@ -83,12 +84,11 @@ _BROWSER_NOTE = (
 )
 
 
-def embed(value: Any) -> str:
-    """JSON that can stand inside a script element whatever strings it holds."""
+def pack(value: Any) -> str:
+    """JSON, deflated (zlib), in base 64: a few per cent of its size, and text that cannot end a script element."""
     text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
+    # A lone surrogate, which a tokenizer can make of half a character, is no UTF-8; the page shows its escape.
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "backslashreplace"), 9)).decode()
 
 
 def _hash(text: str) -> str:
@@ -215,37 +215,56 @@ def _facts(manifest: Mapping[str, Any]) -> str:
     return json.dumps({key: manifest[key] for key in _FACTS if key in manifest}, indent=2, ensure_ascii=False)
 
 
+DIGITS = 6
+"""Decimals of rewards and distances in the browser, which shows three."""
+
+
+class _Texts:
+    """Every different text once; problems and answers refer to it by number."""
+
+    def __init__(self) -> None:
+        self.number: dict[str, int] = {}
+
+    def __call__(self, text: str | None) -> int | None:
+        return None if text is None else self.number.setdefault(text, len(self.number))
+
+
 def browser_data(scores: Scores) -> dict[str, Any]:
-    """Problems, and per run an array of answers in the same order (null where there is none)."""
+    """Problems, and per run an array of answers in the same order (null where there is none).
+
+    Programs and answers repeat a lot (models copy what they were given), so they are numbers into `texts`.
+    """
     facts: dict[tuple[str, str], Mapping[str, Any]] = {}
     keys: dict[tuple[str, str], None] = {}
     for run in scores.runs:
         facts.update(run.problems)
         keys.update(dict.fromkeys((a.bench, a.problem_id) for a in run.answers))
     families = sorted({str(f) for key in keys for f in (facts.get(key, {}).get("families") or ())})
+    texts = _Texts()
     return {
         "models": [run.key for run in scores.runs],
         "shown": [next(i for i, run in enumerate(scores.runs) if run.label == label) for label in scores.labels],
         "benches": scores.benches,
         "families": families,
         "outcomes": [outcome.value for outcome in Outcome],
-        "problems": [_problem(key, facts.get(key, {}), scores.benches, families) for key in keys],
-        "answers": [_answers(run, list(keys), scores.headline) for run in scores.runs],
+        "problems": [_problem(key, facts.get(key, {}), scores.benches, families, texts) for key in keys],
+        "answers": [_answers(run, list(keys), scores.headline, texts) for run in scores.runs],
+        "texts": list(texts.number),
     }
 
 
 def _problem(
-    key: tuple[str, str], facts: Mapping[str, Any], benches: Sequence[str], families: Sequence[str]
+    key: tuple[str, str], facts: Mapping[str, Any], benches: Sequence[str], families: Sequence[str], texts: _Texts
 ) -> dict[str, Any]:
     bench, name = key
     return {
-        "bench": benches.index(bench), "id": name, "statement": facts.get("statement") or "",
-        "original": facts.get("original"), "corrupted": facts.get("corrupted"),
+        "bench": benches.index(bench), "id": name, "statement": texts(facts.get("statement") or ""),
+        "original": texts(facts.get("original")), "corrupted": texts(facts.get("corrupted")),
         "families": [families.index(str(f)) for f in facts.get("families") or ()],
     }  # fmt: skip
 
 
-def _answers(run: EvalRun, keys: Sequence[tuple[str, str]], heat: float) -> list[list[Any] | None]:
+def _answers(run: EvalRun, keys: Sequence[tuple[str, str]], heat: float, texts: _Texts) -> list[list[Any] | None]:
     codes = {outcome.value: i for i, outcome in enumerate(Outcome)}
     groups: dict[tuple[str, str], list[Answer]] = {}
     for answer in run.answers:
@@ -258,6 +277,7 @@ def _answers(run: EvalRun, keys: Sequence[tuple[str, str]], heat: float) -> list
             column.append(None)
             continue
         a = group[0]
+        numbers = [None if x is None else round(x, DIGITS) for x in (a.reward, a.excess, a.added_cc)]
         passed = sum(one.passed for one in group)
-        column.append([codes[a.outcome], a.reward, a.excess, a.added_cc, a.completion, a.code, passed, len(group)])
+        column.append([codes[a.outcome], *numbers, texts(a.completion), texts(a.code), passed, len(group)])
     return column

@@ -1,9 +1,11 @@
 """Tables in every format, the JSON contract, plots, the report's text."""
 
+import base64
 import json
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from onpol_cli.comparison.compare import Comparison, compare
 from onpol_cli.comparison.frames import Frame, amount, number, p_value
 from onpol_cli.comparison.paper import paper_counts, write_paper
 from onpol_cli.comparison.render import plain, tex_escape, to_latex, to_markdown, to_rich
-from onpol_cli.comparison.report.build import embed
+from onpol_cli.comparison.report.build import browser_data, pack
 from onpol_cli.comparison.report.svg import page_svg
 
 ROOT = Path(__file__).parents[3]
@@ -110,9 +112,21 @@ def test_numbers_as_text() -> None:
 
 def test_embedding_cannot_leave_its_script_element() -> None:
     hostile = "</script><script>alert(1)</script><!--<script> & \u2028"
-    text = embed({"x": hostile})
+    text = pack({"x": hostile, "half": "\udc80"})
     assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"x": hostile}
+    assert json.loads(zlib.decompress(base64.b64decode(text))) == {"x": hostile, "half": "\udc80"}
+
+
+def test_every_text_is_embedded_once(comparison: Comparison) -> None:
+    found = browser_data(comparison.scores)
+    assert len(set(found["texts"])) == len(found["texts"])
+    run = comparison.scores.runs[1]
+    heat = comparison.scores.headline
+    first = next(a for a in run.answers if a.temperature == heat and a.sample == 0)
+    at = [(found["benches"][p["bench"]], p["id"]) for p in found["problems"]].index((first.bench, first.problem_id))
+    row = found["answers"][1][at]
+    assert found["texts"][row[4]] == first.completion
+    assert (found["outcomes"][row[0]], row[1]) == (first.outcome, pytest.approx(first.reward, abs=1e-6))
 
 
 def test_report_is_one_strict_file(comparison: Comparison) -> None:

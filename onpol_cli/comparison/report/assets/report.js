@@ -3,9 +3,7 @@
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
-  const data = JSON.parse($("data").textContent);
   const ROW = 44;
-  const PASSED = data.outcomes.indexOf("passed");
   const MARK = { passed: "✓", failed: "✗", timeout: "t", no_answer: "∅", truncated: "…", error: "!" };
 
   const make = (tag, name, text) => {
@@ -153,159 +151,171 @@
   };
 
   // ---- problems and filters -------------------------------------------------------------------------
-  const problems = data.problems, models = data.models;
-  const answerOf = (model, index) => {
-    const raw = data.answers[model][index];
-    return raw && { outcome: raw[0], reward: raw[1], excess: raw[2], cc: raw[3], completion: raw[4], code: raw[5], passed: raw[6], of: raw[7] };
+  // The data block is JSON, deflated, in base 64; fetch() of a data: address would be a request.
+  const unpack = async (text) => {
+    const bytes = Uint8Array.from(atob(text.trim()), (char) => char.charCodeAt(0));
+    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return JSON.parse(await new Response(plain).text());
   };
-  const option = (value, text) => { const o = make("option", "", text); o.value = value; return o; };
-  const fill = (id, entries) => $(id).replaceChildren(...entries.map(([value, text]) => option(value, text)));
-  fill("f-bench", [["", "all"], ...data.benches.map((name, i) => [i, name])]);
-  fill("f-family", [["", "all"], ...data.families.map((name, i) => [i, name])]);
-  const STATES = [["", "any result"], ["passed", "passes"], ["not", "fails"], ["over", "over-edited"], ["minimal", "passes, minimal"],
-    ...data.outcomes.filter((o) => o !== "passed" && o !== "failed").map((o) => [o, o.replace("_", " ")])];
-  for (const side of ["a", "b"]) {
-    fill(`f-${side}`, [["", "no condition"], ...models.map((name, i) => [i, name])]);
-    fill(`f-${side}-state`, STATES);
-  }
-  const holds = (index, model, state, limit) => {
-    const raw = data.answers[model][index];
-    if (!raw) return false;
-    if (state === "passed") return raw[0] === PASSED;
-    if (state === "not") return raw[0] !== PASSED;
-    if (state === "over") return raw[0] === PASSED && raw[2] !== null && raw[2] > limit;
-    if (state === "minimal") return raw[0] === PASSED && raw[2] !== null && raw[2] <= 1e-9;
-    return state === "" || data.outcomes[raw[0]] === state;
-  };
-  const mentions = (index, word) => {
-    const p = problems[index];
-    for (const text of [p.id, p.statement, p.original, p.corrupted]) if (text && text.toLowerCase().includes(word)) return true;
-    return data.answers.some((column) => column[index] && column[index][4].toLowerCase().includes(word));
-  };
-  let visible = [], chosen = 0;
-  const filter = () => {
-    const word = $("f-text").value.trim().toLowerCase(), bench = $("f-bench").value, family = $("f-family").value;
-    const limit = parseFloat($("f-over").value) || 0;
-    const sides = ["a", "b"].filter((s) => $(`f-${s}`).value !== "").map((s) => [Number($(`f-${s}`).value), $(`f-${s}-state`).value]);
-    visible = [];
-    for (let i = 0; i < problems.length; i++) {
-      if (bench !== "" && problems[i].bench !== Number(bench)) continue;
-      if (family !== "" && !problems[i].families.includes(Number(family))) continue;
-      if (!sides.every(([model, state]) => holds(i, model, state, limit))) continue;
-      if (word && !mentions(i, word)) continue;
-      visible.push(i);
+  const browse = (data) => {
+    const PASSED = data.outcomes.indexOf("passed"), textOf = (number) => (number === null ? null : data.texts[number]);
+    const problems = data.problems.map((p) => ({ ...p, statement: textOf(p.statement), original: textOf(p.original), corrupted: textOf(p.corrupted) }));
+    const models = data.models;
+    const answerOf = (model, index) => {
+      const raw = data.answers[model][index];
+      return raw && { outcome: raw[0], reward: raw[1], excess: raw[2], cc: raw[3], completion: textOf(raw[4]), code: textOf(raw[5]), passed: raw[6], of: raw[7] };
+    };
+    const option = (value, text) => { const o = make("option", "", text); o.value = value; return o; };
+    const fill = (id, entries) => $(id).replaceChildren(...entries.map(([value, text]) => option(value, text)));
+    fill("f-bench", [["", "all"], ...data.benches.map((name, i) => [i, name])]);
+    fill("f-family", [["", "all"], ...data.families.map((name, i) => [i, name])]);
+    const STATES = [["", "any result"], ["passed", "passes"], ["not", "fails"], ["over", "over-edited"], ["minimal", "passes, minimal"],
+      ...data.outcomes.filter((o) => o !== "passed" && o !== "failed").map((o) => [o, o.replace("_", " ")])];
+    for (const side of ["a", "b"]) {
+      fill(`f-${side}`, [["", "no condition"], ...models.map((name, i) => [i, name])]);
+      fill(`f-${side}-state`, STATES);
     }
-    $("count").textContent = `${visible.length.toLocaleString("en")} of ${problems.length.toLocaleString("en")} problems`;
-    $("list-space").style.height = `${visible.length * ROW}px`;
-    $("list").scrollTop = 0;
-    choose(0);
-  };
-  const list = $("list"), space = $("list-space");
-  const draw = () => {
-    const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4);
-    const last = Math.min(visible.length, first + Math.ceil((list.clientHeight || 600) / ROW) + 8);
-    const rows = [];
-    for (let i = first; i < last; i++) {
-      const problem = problems[visible[i]], row = make("div", "item"), marks = make("span", "marks");
-      row.id = `item-${i}`;
-      row.setAttribute("role", "option");
-      row.setAttribute("aria-selected", String(i === chosen));
-      row.setAttribute("aria-setsize", String(visible.length));
-      row.setAttribute("aria-posinset", String(i + 1));
-      row.style.top = `${i * ROW}px`;
-      row.dataset.at = String(i);
-      for (let m = 0; m < models.length; m++) {
-        const raw = data.answers[m][visible[i]], outcome = raw ? data.outcomes[raw[0]] : "none";
-        const mark = make("span", `mark ${outcome}`, MARK[outcome] || "·");
-        mark.title = `${models[m]}: ${outcome.replace("_", " ")}`;
-        marks.append(mark);
+    const holds = (index, model, state, limit) => {
+      const raw = data.answers[model][index];
+      if (!raw) return false;
+      if (state === "passed") return raw[0] === PASSED;
+      if (state === "not") return raw[0] !== PASSED;
+      if (state === "over") return raw[0] === PASSED && raw[2] !== null && raw[2] > limit;
+      if (state === "minimal") return raw[0] === PASSED && raw[2] !== null && raw[2] <= 1e-9;
+      return state === "" || data.outcomes[raw[0]] === state;
+    };
+    const mentions = (index, word) => {
+      const p = problems[index];
+      for (const text of [p.id, p.statement, p.original, p.corrupted]) if (text && text.toLowerCase().includes(word)) return true;
+      return data.answers.some((column) => column[index] && textOf(column[index][4]).toLowerCase().includes(word));
+    };
+    let visible = [], chosen = 0;
+    const filter = () => {
+      const word = $("f-text").value.trim().toLowerCase(), bench = $("f-bench").value, family = $("f-family").value;
+      const limit = parseFloat($("f-over").value) || 0;
+      const sides = ["a", "b"].filter((s) => $(`f-${s}`).value !== "").map((s) => [Number($(`f-${s}`).value), $(`f-${s}-state`).value]);
+      visible = [];
+      for (let i = 0; i < problems.length; i++) {
+        if (bench !== "" && problems[i].bench !== Number(bench)) continue;
+        if (family !== "" && !problems[i].families.includes(Number(family))) continue;
+        if (!sides.every(([model, state]) => holds(i, model, state, limit))) continue;
+        if (word && !mentions(i, word)) continue;
+        visible.push(i);
       }
-      row.append(make("span", "id", problem.id), marks);
-      rows.push(row);
-    }
-    space.replaceChildren(...rows);
-    list.setAttribute("aria-activedescendant", visible.length ? `item-${chosen}` : "");
-  };
-  const choose = (at) => {
-    chosen = Math.max(0, Math.min(at, visible.length - 1));
-    const top = chosen * ROW;
-    if (top < list.scrollTop) list.scrollTop = top;
-    else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
-    draw();
-    detail();
-  };
-  list.addEventListener("scroll", draw, { passive: true });
-  list.addEventListener("click", (event) => {
-    const row = event.target.closest(".item");
-    if (row) choose(Number(row.dataset.at));
-  });
-  list.addEventListener("keydown", (event) => {
-    const page = Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
-    const moves = { ArrowDown: chosen + 1, ArrowUp: chosen - 1, PageDown: chosen + page, PageUp: chosen - page, Home: 0, End: visible.length - 1 };
-    if (event.key in moves) { event.preventDefault(); choose(moves[event.key]); }
-    else if (event.key === "Enter") $("detail").focus();
-  });
+      $("count").textContent = `${visible.length.toLocaleString("en")} of ${problems.length.toLocaleString("en")} problems`;
+      $("list-space").style.height = `${visible.length * ROW}px`;
+      $("list").scrollTop = 0;
+      choose(0);
+    };
+    const list = $("list"), space = $("list-space");
+    const draw = () => {
+      const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4);
+      const last = Math.min(visible.length, first + Math.ceil((list.clientHeight || 600) / ROW) + 8);
+      const rows = [];
+      for (let i = first; i < last; i++) {
+        const problem = problems[visible[i]], row = make("div", "item"), marks = make("span", "marks");
+        row.id = `item-${i}`;
+        row.setAttribute("role", "option");
+        row.setAttribute("aria-selected", String(i === chosen));
+        row.setAttribute("aria-setsize", String(visible.length));
+        row.setAttribute("aria-posinset", String(i + 1));
+        row.style.top = `${i * ROW}px`;
+        row.dataset.at = String(i);
+        for (let m = 0; m < models.length; m++) {
+          const raw = data.answers[m][visible[i]], outcome = raw ? data.outcomes[raw[0]] : "none";
+          const mark = make("span", `mark ${outcome}`, MARK[outcome] || "·");
+          mark.title = `${models[m]}: ${outcome.replace("_", " ")}`;
+          marks.append(mark);
+        }
+        row.append(make("span", "id", problem.id), marks);
+        rows.push(row);
+      }
+      space.replaceChildren(...rows);
+      list.setAttribute("aria-activedescendant", visible.length ? `item-${chosen}` : "");
+    };
+    const choose = (at) => {
+      chosen = Math.max(0, Math.min(at, visible.length - 1));
+      const top = chosen * ROW;
+      if (top < list.scrollTop) list.scrollTop = top;
+      else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+      draw();
+      detail();
+    };
+    list.addEventListener("scroll", draw, { passive: true });
+    list.addEventListener("click", (event) => {
+      const row = event.target.closest(".item");
+      if (row) choose(Number(row.dataset.at));
+    });
+    list.addEventListener("keydown", (event) => {
+      const page = Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
+      const moves = { ArrowDown: chosen + 1, ArrowUp: chosen - 1, PageDown: chosen + page, PageUp: chosen - page, Home: 0, End: visible.length - 1 };
+      if (event.key in moves) { event.preventDefault(); choose(moves[event.key]); }
+      else if (event.key === "Enter") $("detail").focus();
+    });
 
-  // ---- one problem -----------------------------------------------------------------------------------
-  const shown = new Set(data.shown.slice(0, 8)); // the first seed of each label
-  for (const [i, name] of models.entries()) {
-    const label = make("label"), box = make("input");
-    box.type = "checkbox";
-    box.checked = shown.has(i);
-    box.addEventListener("change", () => { if (box.checked) shown.add(i); else shown.delete(i); detail(); });
-    label.append(box, ` ${name}`);
-    $("shown").append(label);
-  }
-  const fixed = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
-  const card = (title, badge, grades, body) => {
-    const element = make("article", "card"), head = make("header");
-    head.append(make("span", "name", title));
-    if (badge) head.append(make("span", `badge ${badge}`, badge.replace("_", " ")));
-    element.append(head);
-    if (grades) element.append(make("div", "grades", grades));
-    element.append(...body);
-    return element;
-  };
-  const answerCard = (model, index, base) => {
-    const answer = answerOf(model, index);
-    if (!answer) return card(models[model], "", "", [make("p", "empty", "not answered")]);
-    const grades = [`reward ${fixed(answer.reward)}`];
-    if (answer.excess !== null) grades.push(`excess Lev. ${fixed(answer.excess)}`);
-    if (answer.cc !== null) grades.push(`added CC ${Number.isInteger(answer.cc) ? answer.cc : fixed(answer.cc)}`);
-    if (answer.of > 1) grades.push(`${answer.passed} of ${answer.of} samples pass; the first is shown`);
-    const full = make("details"), summary = make("summary", "", "Full answer");
-    full.append(summary, make("pre", "", answer.completion));
-    const code = program(answer);
-    const body = code.trim() ? codeBlock(code, base) : make("p", "empty", "no code in this answer");
-    return card(models[model], data.outcomes[answer.outcome], grades.join(" · "), [body, full]);
-  };
-  function detail() {
-    const index = visible[chosen], head = $("detail-head"), cards = $("cards");
-    if (index === undefined) {
-      head.replaceChildren(make("p", "empty", "No problem matches these filters."));
-      cards.replaceChildren();
-      return;
+    // ---- one problem -----------------------------------------------------------------------------------
+    const shown = new Set(data.shown.slice(0, 8)); // the first seed of each label
+    for (const [i, name] of models.entries()) {
+      const label = make("label"), box = make("input");
+      box.type = "checkbox";
+      box.checked = shown.has(i);
+      box.addEventListener("change", () => { if (box.checked) shown.add(i); else shown.delete(i); detail(); });
+      label.append(box, ` ${name}`);
+      $("shown").append(label);
     }
-    const problem = problems[index], title = make("h3", "", problem.id), tags = make("div");
-    for (const text of [data.benches[problem.bench], ...problem.families.map((f) => data.families[f])]) tags.append(make("span", "badge tag", text));
-    const statement = make("div", "statement", problem.statement || "(no statement in the run directory)");
-    head.replaceChildren(title, tags, statement);
-    const made = [];
-    if (problem.corrupted) made.push(card("Corrupted (given)", "", "", [codeBlock(problem.corrupted, null)]));
-    if (problem.original) made.push(card(problem.corrupted ? "Original, against corrupted" : "Reference", "", "", [codeBlock(problem.original, problem.corrupted || null)]));
-    for (const model of [...shown].sort((a, b) => a - b)) made.push(answerCard(model, index, problem.corrupted || null));
-    cards.replaceChildren(...made);
-  }
-  $("legend").textContent = `Marks, in order: ${models.join(", ")}. ` + data.outcomes.map((o) => `${MARK[o] || "·"} ${o.replace("_", " ")}`).join(", ");
+    const fixed = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
+    const card = (title, badge, grades, body) => {
+      const element = make("article", "card"), head = make("header");
+      head.append(make("span", "name", title));
+      if (badge) head.append(make("span", `badge ${badge}`, badge.replace("_", " ")));
+      element.append(head);
+      if (grades) element.append(make("div", "grades", grades));
+      element.append(...body);
+      return element;
+    };
+    const answerCard = (model, index, base) => {
+      const answer = answerOf(model, index);
+      if (!answer) return card(models[model], "", "", [make("p", "empty", "not answered")]);
+      const grades = [`reward ${fixed(answer.reward)}`];
+      if (answer.excess !== null) grades.push(`excess Lev. ${fixed(answer.excess)}`);
+      if (answer.cc !== null) grades.push(`added CC ${Number.isInteger(answer.cc) ? answer.cc : fixed(answer.cc)}`);
+      if (answer.of > 1) grades.push(`${answer.passed} of ${answer.of} samples pass; the first is shown`);
+      const full = make("details"), summary = make("summary", "", "Full answer");
+      full.append(summary, make("pre", "", answer.completion));
+      const code = program(answer);
+      const body = code.trim() ? codeBlock(code, base) : make("p", "empty", "no code in this answer");
+      return card(models[model], data.outcomes[answer.outcome], grades.join(" · "), [body, full]);
+    };
+    function detail() {
+      const index = visible[chosen], head = $("detail-head"), cards = $("cards");
+      if (index === undefined) {
+        head.replaceChildren(make("p", "empty", "No problem matches these filters."));
+        cards.replaceChildren();
+        return;
+      }
+      const problem = problems[index], title = make("h3", "", problem.id), tags = make("div");
+      for (const text of [data.benches[problem.bench], ...problem.families.map((f) => data.families[f])]) tags.append(make("span", "badge tag", text));
+      const statement = make("div", "statement", problem.statement || "(no statement in the run directory)");
+      head.replaceChildren(title, tags, statement);
+      const made = [];
+      if (problem.corrupted) made.push(card("Corrupted (given)", "", "", [codeBlock(problem.corrupted, null)]));
+      if (problem.original) made.push(card(problem.corrupted ? "Original, against corrupted" : "Reference", "", "", [codeBlock(problem.original, problem.corrupted || null)]));
+      for (const model of [...shown].sort((a, b) => a - b)) made.push(answerCard(model, index, problem.corrupted || null));
+      cards.replaceChildren(...made);
+    }
+    $("legend").textContent = `Marks, in order: ${models.join(", ")}. ` + data.outcomes.map((o) => `${MARK[o] || "·"} ${o.replace("_", " ")}`).join(", ");
 
-  let timer = 0;
-  const soon = () => { clearTimeout(timer); timer = setTimeout(filter, 120); };
-  $("f-text").addEventListener("input", soon);
-  $("f-over").addEventListener("input", soon);
-  for (const id of ["f-bench", "f-family", "f-a", "f-a-state", "f-b", "f-b-state"]) $(id).addEventListener("change", filter);
-  $("filters").addEventListener("submit", (event) => { event.preventDefault(); filter(); });
-  $("filters").addEventListener("reset", () => setTimeout(filter, 0));
-  filter();
-  document.documentElement.dataset.readyMs = String(Math.round(performance.now()));
-  document.documentElement.dataset.ready = "true";
+    let timer = 0;
+    const soon = () => { clearTimeout(timer); timer = setTimeout(filter, 120); };
+    $("f-text").addEventListener("input", soon);
+    $("f-over").addEventListener("input", soon);
+    for (const id of ["f-bench", "f-family", "f-a", "f-a-state", "f-b", "f-b-state"]) $(id).addEventListener("change", filter);
+    $("filters").addEventListener("submit", (event) => { event.preventDefault(); filter(); });
+    $("filters").addEventListener("reset", () => setTimeout(filter, 0));
+    filter();
+    document.documentElement.dataset.readyMs = String(Math.round(performance.now()));
+    document.documentElement.dataset.ready = "true";
+  };
+  if (typeof DecompressionStream === "undefined") $("count").textContent = "This browser is too old to unpack the problems (2023 or newer is needed).";
+  else unpack($("data").textContent).then(browse);
 })();
