@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from onpol_cli import completion
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
+ORDER = ("reproduce", "train", "distill", "eval", "compare", "sweep", "replay", "runs", "data", "doctor", "bench")
+
+
+class InOrder(typer.core.TyperGroup):
+    """Commands in the order in which a newcomer meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, those of `ORDER` first."""
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
+    cls=InOrder,
     no_args_is_help=True,
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     help="A laboratory bench for on-policy distillation: train tutors, distil students, evaluate, compare.",
-    epilog="Every command takes --help and --debug (full traceback of an error). Start: onpol reproduce tiny --quick",
+    epilog="Start: onpol reproduce tiny --quick. Every command takes --help, and --debug for an error's traceback.",
 )
 train = typer.Typer(no_args_is_help=True, help="Train a base model or a tutor.")
 distill = typer.Typer(no_args_is_help=True, help="Distil a student from a tutor, on-policy.")
@@ -33,13 +46,20 @@ for name, group in (("train", train), ("distill", distill), ("data", data), ("ru
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.", autocompletion=completion.overrides),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings (Hydra overrides); --dry-run checks them.",
+        autocompletion=completion.overrides,
+    ),
 ]
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Name, prefix, path or latest:<method>.", autocompletion=completion.runs)
+    str, typer.Argument(metavar="RUN", help="Name, prefix, path or latest:METHOD.", autocompletion=completion.runs)
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Compose and check, print the configuration, run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, run nothing.")]
+RunsDir = Annotated[
+    Path | None, typer.Option("--runs", metavar="DIR", help="Folder of run directories (default: paths.runs).")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="The bench's data file.")]
 
@@ -65,7 +85,7 @@ def root(
 def train_tutor(
     overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False
 ) -> None:
-    """Train a tutor: method=sft|sft-gentle|sft-overtrained|rsft|dpo|rl."""
+    """Train a tutor: method=sft (default), sft-gentle, sft-overtrained, rsft, dpo or rl."""
     from onpol_cli.stages.launch import launch_training
 
     launch_training("tutor", overrides or [], resume=resume, dry_run=dry_run, as_json=as_json)
@@ -85,7 +105,7 @@ def train_base(
 def distill_student(
     overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False, as_json: Json = False
 ) -> None:
-    """Distil a student from tutor=RUN|PATH|latest:<method> (method=opd|opd-exact|gkd|rl_opd|multi_opd|opsd)."""
+    """Distil a student of tutor=RUN, PATH or latest:METHOD: method=opd, opd-exact, gkd, rl_opd, multi_opd or opsd."""
     from onpol_cli.stages.launch import launch_training
 
     launch_training("student", overrides or [], resume=resume, dry_run=dry_run, as_json=as_json)
@@ -98,23 +118,43 @@ def evaluate(
         typer.Option("--bench", metavar="NAME", help="Bench; repeat for several.", autocompletion=completion.benches),
     ],
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="RUN|PATH", autocompletion=completion.runs)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="RUN|PATH", help="Default: model.path (the base).", autocompletion=completion.runs
+        ),
+    ] = None,
     answers: Annotated[
         Path | None, typer.Option("--answers", metavar="FILE", help="Grade these answers instead of sampling.")
     ] = None,
     data_file: Data = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the records go.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="New folder for the records.")
+    ] = None,
     as_json: Json = False,
     resume: Resume = False,
     dry_run: DryRun = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Count missing answers under no_answer.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="With --answers: count missing answers as no_answer.")
+    ] = False,
     release: Annotated[
-        str | None, typer.Option("--release", help="LiveCodeBench: v1...v6, release_v1...release_v6.")
+        str | None,
+        typer.Option(
+            "--release", metavar="NAME", help="LiveCodeBench: v1 to v6 (one part), release_v1 to _v6 (all up to it)."
+        ),
     ] = None,
-    start_date: Annotated[str | None, typer.Option("--start-date", metavar="YYYY-MM-DD")] = None,
-    end_date: Annotated[str | None, typer.Option("--end-date", metavar="YYYY-MM-DD")] = None,
-    difficulty: Annotated[str | None, typer.Option("--difficulty", help="easy, medium or hard.")] = None,
-    platform: Annotated[str | None, typer.Option("--platform", help="leetcode, atcoder or codeforces.")] = None,
+    start_date: Annotated[
+        str | None, typer.Option("--start-date", metavar="YYYY-MM-DD", help="LiveCodeBench: no earlier.")
+    ] = None,
+    end_date: Annotated[
+        str | None, typer.Option("--end-date", metavar="YYYY-MM-DD", help="LiveCodeBench: no later.")
+    ] = None,
+    difficulty: Annotated[
+        str | None, typer.Option("--difficulty", metavar="NAME", help="LiveCodeBench: easy, medium or hard.")
+    ] = None,
+    platform: Annotated[
+        str | None, typer.Option("--platform", metavar="NAME", help="LiveCodeBench: leetcode, atcoder or codeforces.")
+    ] = None,
 ) -> None:
     """Evaluate a model, or grade answers that came from elsewhere, on one or several benches."""
     from onpol_cli.stages.evaluate import EvalRequest, run_evaluation
@@ -134,14 +174,19 @@ def evaluate(
 
 @app.command("compare", epilog="Example: onpol compare --out results/tiny --format csv,md,png --html report.html")
 def compare(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=completion.runs)] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Default: every finished evaluation.", autocompletion=completion.runs),
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Self-contained report.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where tables and plots go.")] = None,
-    formats: Annotated[str, typer.Option("--format", help="Of csv,md,tex,json,png,svg.")] = "csv,md,json",
-    claims: Annotated[str, typer.Option("--claims", metavar="NAME|FILE", help="Claims to judge.")] = "paper",
-    runs_dir: Annotated[
-        Path | None, typer.Option("--runs", metavar="DIR", help="Folder of runs (default paths.runs).")
-    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="For --out: of csv,md,tex,json,png,svg.")
+    ] = "csv,md,json",
+    claims: Annotated[
+        str, typer.Option("--claims", metavar="NAME|FILE", help="Claims to judge: paper, tiny, none, or a YAML file.")
+    ] = "paper",
+    runs_dir: RunsDir = None,
     as_json: Json = False,
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs whose settings differ; the table says so.")
@@ -156,12 +201,18 @@ def compare(
 
 @app.command("reproduce", epilog="Example: onpol reproduce tiny --quick; onpol reproduce tiny matrix.seeds=[0,1,2]")
 def reproduce(
-    experiment: Annotated[str, typer.Argument(help="tiny, small or paper.", autocompletion=completion.experiments)],
+    experiment: Annotated[
+        str, typer.Argument(metavar="NAME", help="tiny, small or paper.", autocompletion=completion.experiments)
+    ],
     overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and problems; the table says so.")] = False,
-    only: Annotated[str | None, typer.Option("--only", help="Comma list of rows.")] = None,
-    start: Annotated[str | None, typer.Option("--from", help="First row; earlier ones must exist.")] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Last row.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="ROWS", help="These rows, and the tutors they need: sft,opd-sft.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="ROW", help="First row; earlier ones must exist.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="ROW", help="Last row.")] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -173,7 +224,7 @@ def reproduce(
 
 @app.command("sweep", epilog='Example: onpol sweep "distill student" tutor=latest:sft,latest:rl seed=1,2')
 def sweep(
-    command: Annotated[str, typer.Argument(metavar='"COMMAND"', help="'train tutor' or 'distill student'.")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="'train tutor' or 'distill student', in quotes.")],
     overrides: Overrides = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -195,7 +246,7 @@ def replay(run: RunName, overrides: Overrides = None, dry_run: DryRun = False, a
 @app.command("doctor", epilog="Example: onpol doctor --plan experiment=paper")
 def doctor(
     overrides: Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Estimate memory per GPU instead.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate the memory per GPU instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what can run here and what is missing. Exit 1 if the named experiment cannot run."""
@@ -217,16 +268,18 @@ def data_list(as_json: Json = False) -> None:
     epilog="Example: onpol data prepare minimal-edit --source leetcode --data FILE --families in-domain --out F.jsonl",
 )
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="minimal-edit")],
-    source: Annotated[str, typer.Option("--source", help="leetcode, bigcodebench, mbpp, PATH or hub:NAME.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help=".jsonl or .parquet")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="minimal-edit.")],
+    source: Annotated[
+        str, typer.Option("--source", metavar="POOL", help="leetcode, bigcodebench, mbpp, PATH or hub:NAME.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="New file, .jsonl or .parquet.")],
     data_file: Data = None,
     families: Annotated[
-        str, typer.Option("--families", help="in-domain, out-of-domain, all, or names.")
+        str, typer.Option("--families", metavar="NAMES", help="in-domain, out-of-domain, all, or a comma list.")
     ] = "out-of-domain",
-    max_corruptions: Annotated[int, typer.Option("--max-corruptions", min=1)] = 20,
+    max_corruptions: Annotated[int, typer.Option("--max-corruptions", min=1, help="At most so many a problem.")] = 20,
     limit: Annotated[int, typer.Option("--limit", help="Source problems to use (0: all).")] = 0,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw of corruptions.")] = 0,
     exclude: Annotated[
         str | None, typer.Option("--exclude", metavar="FILE", help="LiveCodeBench file whose problems are left out.")
     ] = None,
@@ -242,7 +295,9 @@ def data_prepare(
 
 
 @data.command("verify", epilog="Example: onpol data verify my-edits.jsonl --json")
-def data_verify(file: Annotated[Path, typer.Argument(metavar="FILE")], as_json: Json = False) -> None:
+def data_verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Minimal Code Edit data set.")], as_json: Json = False
+) -> None:
     """Run originals and corrupted programs; report what passes here and list the usable problems."""
     from onpol_cli.stages.data import verify_data
 
@@ -250,9 +305,7 @@ def data_verify(file: Annotated[Path, typer.Argument(metavar="FILE")], as_json: 
 
 
 @runs.command("list", epilog="Example: onpol runs list --json")
-def runs_list(
-    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False
-) -> None:
+def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List run directories, oldest first."""
     from onpol_cli.stages.runs import list_all
 
@@ -260,9 +313,7 @@ def runs_list(
 
 
 @runs.command("show", epilog="Example: onpol runs show latest:sft")
-def runs_show(
-    run: RunName, runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None, as_json: Json = False
-) -> None:
+def runs_show(run: RunName, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Show a run: provenance, last metrics, budget."""
     from onpol_cli.stages.runs import show_run
 
@@ -272,7 +323,7 @@ def runs_show(
 @runs.command("watch", epilog="Example: onpol runs watch distill-opd")
 def runs_watch(
     run: RunName,
-    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None,
+    runs_dir: RunsDir = None,
     once: Annotated[bool, typer.Option("--once", help="Print the present state and leave.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -284,7 +335,7 @@ def runs_watch(
 
 @runs.command("prune", epilog="Example: onpol runs prune --states --yes")
 def runs_prune(
-    runs_dir: Annotated[Path | None, typer.Option("--runs", metavar="DIR")] = None,
+    runs_dir: RunsDir = None,
     states: Annotated[bool, typer.Option("--states", help="Only the resumable states of finished runs.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
     as_json: Json = False,

@@ -53,6 +53,7 @@ class Comparison:
             "forgetting": [_lost_and_won(item) for item in self.forgotten],
             "divergence": divergence_rows(self.scores.runs),
             "update": update_rows(self.scores.runs),
+            "curves": tables.curve_rows(self.scores),
             "costs": ledger.by_label(ledger.costs(self.scores, self.unevaluated)),
             "outcomes": tables.outcome_rows(self.scores),
             "families": tables.family_rows(self.scores),
@@ -71,6 +72,7 @@ class Comparison:
         makers = {
             "Scores": lambda: frames.paper_frames(self.scores, rows["scores"]),
             "Differences": lambda: _one(rows, "differences", lambda r: _differences(self.scores, r)),
+            "Training": lambda: _one(rows, "curves", frames.curve_frame),
             "Forgetting": lambda: [
                 *([frames.forgetting_frame(self.forgotten)] if self.forgotten else []),
                 *_one(rows, "divergence", frames.divergence_frame),
@@ -94,7 +96,7 @@ class Comparison:
         if "differences" in self.rows:
             shown.append(frames.difference_frame(self.scores, self.rows["differences"], brief=True))
         if "claims" in self.rows:
-            shown.append(frames.claim_frame(self.rows["claims"]))
+            shown.append(frames.claim_frame(self.rows["claims"], self.roles))
         shown += [frame for frame in self.sections["Costs"] if frame.brief]
         return Group(*(to_rich(frame, self.warnings) for frame in shown))
 
@@ -125,14 +127,29 @@ class Comparison:
             for name, figure in self.figures.items()
         ]
         claims = self.rows.get("claims", [])
-        return build(Page(title, self.scores, self.sections, claims, plots, self.warnings, self.provenance))
+        return build(Page(title, self.scores, self.sections, claims, plots, self.warnings, self.provenance, self.roles))
+
+    def _printed(self) -> list[Frame]:
+        """Tables of the Markdown and LaTeX files: all, but of the differences those that the terminal shows."""
+        whole = [frame for title, group in self.sections.items() if title != "Differences" for frame in group]
+        at = len(self.sections["Scores"])
+        if "differences" in self.rows:
+            note = "All other pairs: differences.csv and the report."
+            whole.insert(at, frames.difference_frame(self.scores, self.rows["differences"], brief=True, note=note))
+        if "claims" in self.rows:
+            whole.insert(0, frames.claim_frame(self.rows["claims"], self.roles))
+        return whole
+
+    @property
+    def roles(self) -> str:
+        """Which benches the claims mean by their roles."""
+        pairs = (("edit", self.scores.edit_benches), ("forgetting", self.scores.other_benches))
+        return "; ".join(f"{role}: {benches[0]}" for role, benches in pairs if benches)
 
     def write(self, out: Path, formats: Iterable[str]) -> list[Path]:
         """Write the chosen formats into `out`; returns the files."""
         written: list[Path] = []
-        whole = [frame for group in self.sections.values() for frame in group]
-        if "claims" in self.rows:
-            whole.insert(0, frames.claim_frame(self.rows["claims"]))
+        whole = self._printed() if {"md", "tex"} & set(formats) else []
         texts: dict[str, str] = {}
         for kind in formats:
             if kind == "csv":

@@ -33,7 +33,7 @@ def smooth(values: Array, width: int = 3) -> Array:
     return np.asarray(np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same"))
 
 
-def _end_level(values: Array) -> float:
+def end_level(values: Array) -> float:
     """Mean of the last tenth of the curve, at least one step."""
     return float(values[-max(1, len(values) // 10) :].mean())
 
@@ -47,7 +47,7 @@ def half_fall_step(metrics: Sequence[Mapping[str, Any]], name: str = "entropy") 
     steps, values = series(metrics, name)
     if len(values) < 3:
         return None
-    fall = values[0] - _end_level(values)
+    fall = values[0] - end_level(values)
     if fall <= 0:
         return None
     level = values[0] - fall / 2
@@ -68,7 +68,7 @@ def largest_rise_share(
     if len(values) < 2 * window:
         return None
     values = smooth(values)
-    rise = _end_level(values) - values[0]
+    rise = end_level(values) - values[0]
     if rise <= 0:
         return None
     reach = np.searchsorted(steps, steps + window, side="right") - 1

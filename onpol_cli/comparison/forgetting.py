@@ -77,20 +77,22 @@ def divergence_rows(runs: list[EvalRun]) -> list[dict[str, Any]]:
 
 
 def update_rows(runs: list[EvalRun]) -> list[dict[str, Any]]:
-    """Where each update fell: the scalar entries of update.json (share_changed, gini, ...)."""
-    return [
-        {"model": run.label, "seed": run.seed, **_scalars(run.update)}
-        for run in runs
-        if run.update
-    ]  # fmt: skip
+    """Where each update fell: one row per checkpoint and bench, of update.json (see docs/statistics.md)."""
+    rows = []
+    for run in runs:
+        whole = {name: value for name, value in run.update.items() if isinstance(value, int | float)}
+        parts = {name: value for name, value in run.update.items() if isinstance(value, Mapping)}
+        if run.is_base:  # nothing moved; only its recovery from a forced wrong token says something
+            parts = {bench: {k: v for k, v in part.items() if k in FORCED} for bench, part in parts.items()}
+        rows += [
+            {"model": run.label, "seed": run.seed, "prompts": bench, **{n: whole.get(n) for n in WHOLE},
+             **{n: part.get(n) for n in PART}}
+            for bench, part in (parts or {"": {}}).items()
+            if whole or any(part.values())
+        ]  # fmt: skip
+    return rows
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and texts of nested mappings, under dotted names; lists are left to the file."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_scalars(value, f"{prefix}{name}."))
-        elif isinstance(value, int | float | str):
-            flat[prefix + name] = value
-    return flat
+WHOLE = ("share_changed", "relative_norm", "low_prob_share")
+FORCED = ("forced_pass", "forced_n")
+PART = ("tokens", "mean_change", "gini", "spearman_surprisal", "spearman_entropy", *FORCED)

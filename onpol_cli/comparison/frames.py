@@ -111,12 +111,12 @@ def _paper_frame(
     return Frame(name, title, ("model", *titles), body, notes, heat == scores.headline, frozenset(minor))
 
 
-def difference_frame(scores: Scores, rows: Rows, *, brief: bool) -> Frame:
-    """Paired differences; `brief` keeps those against the base and between a student and its tutor."""
+def difference_frame(scores: Scores, rows: Rows, *, brief: bool, note: str = "") -> Frame:
+    """Paired differences; `brief` keeps those against the base and between a student and its tutor, and adds `note`."""
     tutors = {(run.label, run.tutor_label) for run in scores.runs if run.tutor_label}
     wanted = [r for r in rows if not brief or r["right"] == scores.base or _related(r, tutors)]
     several = any(len(r["seeds"]) > 1 for r in wanted)
-    columns = ["bench", "metric", "left − right", "difference", "p", "p (Holm)", "won/lost", "n", "to resolve"]
+    columns = ["bench", "metric", "left − right", "difference", "p", "p (Holm)", "won/lost", "n", "more data"]
     if several:
         columns.insert(6, "paired t over seeds")
     body = []
@@ -132,10 +132,12 @@ def difference_frame(scores: Scores, rows: Rows, *, brief: bool) -> Frame:
     tests = sorted({r["test"] for r in wanted})
     notes = (
         f"Paired per problem; 95% intervals; tests: {', '.join(tests)}. Holm per bench over all pairs and metrics; "
-        "* resolved at 5% after it. To resolve: problems (or seeds) for 80% power at this gap.",
+        "* resolved at 5% after it. More data: problems (or seeds) for 80% power at this gap, before Holm.",
     )
-    name = "differences" if not brief else "differences-brief"
-    return Frame(name, "Paired differences", tuple(columns), body, notes, brief)
+    if brief:
+        title = "Paired differences: against the base, and student against tutor"
+        return Frame("differences-brief", title, tuple(columns), body, (*notes, *filter(None, [note])), brief)
+    return Frame("differences", "Paired differences", tuple(columns), body, notes)
 
 
 def _seeds_cell(row: dict[str, Any]) -> str:
@@ -161,11 +163,11 @@ def to_resolve(row: dict[str, Any], unit: str = "problems") -> str:
 def _still_needed(row: dict[str, Any]) -> str:
     if row["resolved"]:
         return ""
-    return "only before Holm" if row["p"] < 0.05 else to_resolve(row)
+    return "resolved but for Holm" if row["p"] < 0.05 else to_resolve(row)
 
 
-def claim_frame(rows: Rows) -> Frame:
-    """Claims and statements with their verdicts."""
+def claim_frame(rows: Rows, roles: str = "") -> Frame:
+    """Claims and statements with their verdicts; `roles` says which benches are meant."""
     body = []
     for r in rows:
         unit = "checkpoints" if r["kind"] == "association" else "problems"
@@ -177,7 +179,10 @@ def claim_frame(rows: Rows) -> Frame:
              str(r["n"] or "–"), str(r["seeds"] or "–"), "; ".join(filter(None, notes))]
         )  # fmt: skip
     columns = ("claim", "statement", "verdict", "effect", "p", "p (Holm)", "n", "seeds", "note")
-    foot = ("Verdicts by 95% interval (equivalence: two one-sided tests at 5%); not corrected, Holm stands beside.",)
+    foot = (
+        "Effect: left − right with its 95% interval, which decides (equivalence: two one-sided tests at 5%); "
+        f"not corrected for their number, Holm stands beside.{f' Benches: {roles}.' if roles else ''}",
+    )
     return Frame("claims", "Claims", columns, body, foot, True)
 
 
@@ -201,36 +206,76 @@ def _names(names: Sequence[str]) -> str:
 
 
 def divergence_frame(rows: Rows) -> Frame:
-    """KL both ways per checkpoint."""
-    body = [
-        [r["model"], str(r["seed"]), r["prompts"], number(r["kl_base_model"], 4), number(r["kl_model_base"], 4),
-         amount(r["tokens"])]
-        for r in rows
-    ]  # fmt: skip
-    columns = ("model", "seed", "prompts of", "KL(base‖model)", "KL(model‖base)", "tokens")
-    return Frame("divergence", "Distance from the base, nats per token", columns, body)
+    """KL both ways per label, a pair of columns per bench."""
+    benches = list(dict.fromkeys(r["prompts"] for r in rows))
+    body = []
+    for label in dict.fromkeys(r["model"] for r in rows):
+        own = {bench: [r for r in rows if r["model"] == label and r["prompts"] == bench] for bench in benches}
+        cells = [over_seeds([r[key] for r in own[b]], 4) for b in benches for key in ("kl_base_model", "kl_model_base")]
+        body.append([label, *cells])
+    titles = [f"{name}, {bench}" for bench in benches for name in ("KL(base‖model)", "KL(model‖base)")]
+    notes = (f"On held-out prompts of each bench. {OVER_SEEDS}",)
+    return Frame("divergence", "Distance from the base, nats per token", ("model", *titles), body, notes)
+
+
+OVER_SEEDS = "Mean over seeds, lowest to highest seed in parentheses; every seed is in the CSV."
+
+
+def over_seeds(values: Sequence[float | None], digits: int = 3) -> str:
+    """`0.146 (0.141–0.152)`, a plain number for one seed."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = number(sum(known) / len(known), digits)
+    return f"{mean} ({number(min(known), digits)}–{number(max(known), digits)})" if len(known) > 1 else mean
 
 
 def update_frame(rows: Rows) -> Frame:
-    """Where each update fell, as far as it was measured."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("model", "seed")))
-    body = [
-        [str(r["model"]), str(r["seed"]), *(_any(r.get(name)) for name in names)]
-        for r in rows
-    ]  # fmt: skip
-    titles = (UPDATE_TITLES.get(name, name) for name in names)
-    return Frame("update", "Where the update falls", ("model", "seed", *titles), body)
+    """Where each label's update fell, one row per bench whose prompts were used."""
+    body = []
+    for label, bench in dict.fromkeys((r["model"], r["prompts"]) for r in rows):
+        own = [r for r in rows if (r["model"], r["prompts"]) == (label, bench)]
+        cells = [over_seeds([r[name] for r in own], digits) for name, (_, digits) in UPDATE.items()]
+        n = next((f" n={r['forced_n']:.0f}" for r in own if r.get("forced_n")), "")
+        cells[-1] += n if cells[-1] != "–" else ""
+        body.append([label, bench or "–", *cells])
+    columns = ("model", "prompts of", *(title for title, _ in UPDATE.values()))
+    notes = (
+        "Tokens are the base's own samples; change: |log p(model) − log p(base)|, nats. Trained tokens: the data "
+        "set's; for methods that train on their own samples, the checkpoint's. Forced: an answer goes on after the "
+        f"base's likeliest wrong token a third of the way into the reference. {OVER_SEEDS}",
+    )
+    return Frame("update", "Where the update falls", columns, body, notes)
 
 
-UPDATE_TITLES = {
-    "share_changed": "share of parameters changed",
-    "gini": "Gini of the change over tokens",
-    "low_prob_share": "trained tokens under 1% in base",
+UPDATE = {
+    "share_changed": ("parameters changed", 3),
+    "relative_norm": ("size of the change / base", 4),
+    "low_prob_share": ("trained tokens under 1% in the base", 4),
+    "mean_change": ("change per token", 3),
+    "gini": ("Gini of the change", 3),
+    "spearman_surprisal": ("its rank correlation with surprisal", 3),
+    "spearman_entropy": ("… with entropy", 3),
+    "forced_pass": ("passes after a forced wrong token", 3),
 }
+"""Columns: entry of update.json, heading, digits."""
 
 
-def _any(value: Any) -> str:
-    return value if isinstance(value, str) else "–" if value is None else f"{value:.4g}"
+def curve_frame(rows: Rows) -> Frame:
+    """The shape of training on own samples, by label."""
+    body = []
+    for label in dict.fromkeys(r["model"] for r in rows):
+        own = [r for r in rows if r["model"] == label]
+        ends = [f"{over_seeds([r[f'{name}_first'] for r in own])} → {over_seeds([r[f'{name}_last'] for r in own])}"
+                for name in ("entropy", "reward")]  # fmt: skip
+        shape = [over_seeds([r["entropy_half_step"] for r in own], 1), over_seeds([r["reward_jump"] for r in own])]
+        body.append([label, f"{own[0]['steps']}", *shape, number(own[0]["even_rise"]), *ends])
+    columns = (
+        "model", "steps", "steps to half of the entropy fall", "largest share of the reward rise in 5 steps",
+        "if it rose evenly", "entropy, nats", "reward",
+    )  # fmt: skip
+    notes = (f"First step → mean of the last tenth. {OVER_SEEDS}",)
+    return Frame("curves", "Training curves", columns, body, notes)
 
 
 def cost_frame(rows: Rows) -> Frame:
@@ -260,14 +305,22 @@ REACH = ("step", "seconds", "generated", "scored")
 
 
 def reach_frame(rows: Rows) -> Frame | None:
-    """What it took each student to reach its tutor's score on a validated bench; None without students."""
+    """What it took each student to reach its tutor's score; None without students that can be compared."""
     students = [r for r in rows if r["reached_tutor"] is not None]
     body = [
-        [r["model"], r["reached_tutor"], *(amount(r[f"to_tutor_{name}"]) for name in REACH)]
+        [r["model"], r["to_tutor_measure"], number(r["to_tutor_goal"]), number(r["to_tutor_end"]), r["reached_tutor"],
+         *(amount(r[f"to_tutor_{name}"]) for name in REACH)]
         for r in students
-    ]
-    columns = ("model", "runs that reached it", "step", "seconds", "student tokens", "teacher tokens")
-    return Frame("reach", "Cost of reaching the tutor's score in validation", columns, body) if students else None
+    ]  # fmt: skip
+    columns = (
+        "model", "score", "tutor's", "student's at the end", "seeds that reached it", "step", "seconds",
+        "student tokens", "teacher tokens",
+    )  # fmt: skip
+    notes = (
+        "Costs until it was first reached, means over the seeds that did. Validation Pass@1: both sides' validation; "
+        "reward: the student's own rollouts (mean of 5 steps) against the tutor's answers to the bench of the task.",
+    )
+    return Frame("reach", "Cost of reaching the tutor's score", columns, body, notes) if students else None
 
 
 def outcome_frame(rows: Rows) -> Frame:
@@ -291,4 +344,4 @@ def family_frame(rows: Rows) -> Frame:
         cells = [index.get((bench, family, label)) for label in labels]
         n = next(str(c["n"]) for c in cells if c)
         body.append([bench, family, n, *(ranged(c) if c else "–" for c in cells)])
-    return Frame("families", "Pass@1 by corruption family", ("bench", "family", "answers", *labels), body)
+    return Frame("families", "Pass@1 by corruption family", ("bench", "family", "problems", *labels), body)

@@ -15,7 +15,7 @@ from math import isnan
 import numpy as np
 
 from onpol_cli.comparison.claims import FORGETTING, Claim, Kind, Statement, Verdict, column_of
-from onpol_cli.comparison.curves import CURVE_FUNCTIONS, association
+from onpol_cli.comparison.curves import CURVE_FUNCTIONS, association, spearman
 from onpol_cli.comparison.estimate import ratios
 from onpol_cli.comparison.power import Need, needed
 from onpol_cli.comparison.records import EvalRun
@@ -203,7 +203,11 @@ def _association(statement: Statement, scores: Scores) -> Judged:
     verdict = Verdict.unresolved
     if p < ALPHA and (low > 0 or high < 0):
         verdict = Verdict.supported if rho > 0 else Verdict.contradicted
-    note = "Spearman's rho over checkpoints"
+    labels = list(dict.fromkeys(run.label for run, _, _ in points))
+    means = [[np.mean([p[k] for p in points if p[0].label == label]) for label in labels] for k in (1, 2)]
+    apart = f"{float(spearman(np.array(means[0]), np.array(means[1]))):+.2f}"
+    # Seeds of one method are no independent points; what is left without them stands beside.
+    note = f"Spearman's rho over checkpoints; over the means of the {len(labels)} methods: {apart}"
     missing = Need(need if verdict is Verdict.unresolved else None)
     return Judged(statement, verdict, rho, low, high, p, None, len(points), 0, missing, note)
 

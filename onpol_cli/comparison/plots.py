@@ -191,7 +191,7 @@ def cost_curves(scores: Scores) -> Figure | None:
     named: set[str] = set()
     for run in trained:
         assert run.train is not None
-        path = course(run.train.metrics, bench)
+        path = course(run.train.metrics, f"validation/{bench}/pass@1")
         for axis, (name, title) in zip(axes, costs, strict=True):
             if len(path[name]) and (name == "step" or path[name][-1] > 0):
                 label = run.label if run.label not in named and axis is axes[0] else None

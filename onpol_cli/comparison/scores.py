@@ -8,7 +8,7 @@ Owns metric definitions and the arrays; intervals and tests live in `estimate` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -106,7 +106,13 @@ class Column:
         if not self.metric.proportion:
             return self
         pick = [i for i, (name, _) in enumerate(self.keys) if name in (left, right)]
-        keep = np.asarray((self.den[pick] > 0).all(axis=0))
+        return self._part(np.asarray((self.den[pick] > 0).all(axis=0)))
+
+    def only(self, names: Container[str]) -> Column:
+        """The same column restricted to the named problems."""
+        return self._part(np.array([name in names for name in self.problems]))
+
+    def _part(self, keep: npt.NDArray[np.bool_]) -> Column:
         if keep.all():
             return self
         names = tuple(self.problems[i] for i in np.flatnonzero(keep))
@@ -117,7 +123,11 @@ class Scores:
     """All columns of a set of evaluation runs, built on demand and kept."""
 
     def __init__(self, runs: Sequence[EvalRun]) -> None:
-        self.runs = list(runs)
+        labels = list(dict.fromkeys([r.label for r in runs if r.is_base] + [r.label for r in runs]))
+        self.labels = labels
+        """Labels, base first, then in order of first appearance."""
+        # Seeds in order, whatever order the runs were named in: pairing per seed relies on it.
+        self.runs = sorted(runs, key=lambda run: (labels.index(run.label), run.seed))
         self._columns: dict[tuple[str, float, str], Column | None] = {}
 
     @cached_property
@@ -148,12 +158,6 @@ class Scores:
     def other_benches(self) -> list[str]:
         """Benches that measure what was not trained: forgetting is read off them."""
         return [bench for bench in self.benches if bench not in self.edit_benches]
-
-    @cached_property
-    def labels(self) -> list[str]:
-        """Labels, base first, then in order of first appearance."""
-        base = [run.label for run in self.runs if run.is_base]
-        return list(dict.fromkeys(base + [run.label for run in self.runs]))
 
     @cached_property
     def base(self) -> str | None:
@@ -192,7 +196,7 @@ def _build(scores: Scores, bench: str, temperature: float, metric: Metric) -> Co
     ]
     names = tuple(dict.fromkeys(answer.problem_id for _, answers in chosen for answer in answers))
     place = {name: i for i, name in enumerate(names)}
-    order = sorted((item for item in chosen if item[1]), key=lambda item: scores.labels.index(item[0].label))
+    order = [item for item in chosen if item[1]]
     num, den = np.zeros((len(order), len(names))), np.zeros((len(order), len(names)))
     for row, (_, answers) in enumerate(order):
         for answer in answers:

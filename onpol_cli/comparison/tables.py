@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from onpol_cli.comparison.curves import WINDOW, end_level, half_fall_step, largest_rise_share, series
 from onpol_cli.comparison.estimate import Estimate, score
 from onpol_cli.comparison.judge import JudgedClaim
+from onpol_cli.comparison.ledger import REWARD
 from onpol_cli.comparison.power import Need, needed
 from onpol_cli.comparison.scores import METRICS, Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm
-from onpol_cli.core.intervals import wilson
 from onpol_cli.core.types import Outcome
 
 Rows = list[dict[str, Any]]
@@ -96,23 +97,56 @@ def outcome_rows(scores: Scores) -> Rows:
 
 
 def family_rows(scores: Scores) -> Rows:
-    """Pass rate and mean excess by corruption family, answers as units (an answer may count in two)."""
-    cells: dict[tuple[str, str, str], list[tuple[bool, float | None]]] = {}
+    """Pass rate by corruption family and mean excess of passing answers (a problem may count in two families)."""
+    rows = []
+    for bench in scores.edit_benches:
+        column = scores.column(bench, scores.headline, "pass@1")
+        members = _families(scores, bench)
+        for family in sorted(members):
+            assert column is not None
+            part = column.only(members[family])
+            for label in part.labels():
+                excess = [
+                    answer.excess
+                    for run in scores.runs
+                    if run.label == label
+                    for answer in run.answers
+                    if answer.passed and answer.excess is not None and answer.bench == bench
+                    and answer.temperature == scores.headline and family in answer.families
+                ]  # fmt: skip
+                rows.append(
+                    {"bench": bench, "family": family, "model": label, **_numbers(score(part, label)),
+                     "excess_levenshtein": float(np.mean(excess)) if excess else None}
+                )  # fmt: skip
+    return rows
+
+
+def _families(scores: Scores, bench: str) -> dict[str, set[str]]:
+    """Problems of each family."""
+    members: dict[str, set[str]] = {}
     for run in scores.runs:
         for answer in run.answers:
-            if answer.temperature == scores.headline and answer.bench in scores.edit_benches:
+            if answer.bench == bench:
                 for family in answer.families:
-                    cells.setdefault((answer.bench, family, run.label), []).append((answer.passed, answer.excess))
+                    members.setdefault(family, set()).add(answer.problem_id)
+    return members
+
+
+def curve_rows(scores: Scores) -> Rows:
+    """Shape of each training run on its own samples: one row per label and seed."""
     rows = []
-    order = sorted(cells, key=lambda key: (key[0], key[1], scores.labels.index(key[2])))
-    for bench, family, label in order:
-        entries = cells[bench, family, label]
-        passed = [excess for ok, excess in entries if ok and excess is not None]
-        low, high = wilson(sum(ok for ok, _ in entries), len(entries))
+    for run in scores.runs:
+        if run.train is None or not len(series(run.train.metrics, REWARD)[0]):
+            continue
+        steps, reward = series(run.train.metrics, REWARD)
+        entropy = series(run.train.metrics, "entropy")[1]
+        shape = half_fall_step(run.train.metrics), largest_rise_share(run.train.metrics)
         rows.append(
-            {"bench": bench, "family": family, "model": label, "n": len(entries),
-             "value": sum(ok for ok, _ in entries) / len(entries), "low": low, "high": high,
-             "excess_levenshtein": float(np.mean(passed)) if passed else None}
+            {"model": run.label, "seed": run.seed, "steps": len(steps),
+             "entropy_half_step": shape[0], "reward_jump": shape[1], "even_rise": WINDOW / len(steps),
+             "reward_first": float(reward[0]), "reward_last": end_level(reward),
+             "entropy_first": float(entropy[0]) if len(entropy) else None,
+             "entropy_last": end_level(entropy) if len(entropy) else None}
         )  # fmt: skip
     return rows
 

@@ -52,6 +52,19 @@ def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_and_argument_is_explained(name: str) -> None:
+    bare = [parameter.name for parameter in COMMANDS[name].params if not getattr(parameter, "help", None)]
+    assert bare == []
+    usage = COMMANDS[name].get_usage(COMMANDS[name].make_context(name, [], resilient_parsing=True))
+    assert "[[" not in usage, usage
+
+
+def test_help_lists_the_first_steps_first() -> None:
+    listed = ROOT.list_commands(None)
+    assert listed[:5] == ["reproduce", "train", "distill", "eval", "compare"] and set(listed) == set(ROOT.commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_is_a_valid_call(name: str) -> None:
     for example in COMMANDS[name].epilog.removeprefix("Example: ").split("; "):
         words = shlex.split(example)[1 + len(name.split()) :]

@@ -41,6 +41,7 @@ class Page:
         plots: (name, caption, svg text) in order.
         warnings: printed at the top (--force).
         footer: how and from what this was made.
+        roles: which benches the claims mean.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Page:
     plots: Sequence[tuple[str, str, str]]
     warnings: Sequence[str] = ()
     footer: str = ""
+    roles: str = ""
 
 
 def build(page: Page) -> str:
@@ -111,7 +113,7 @@ def _sections(page: Page) -> list[tuple[str, str, str]]:
         if title == "Scores":
             made.append(("scores", title, "".join(map(table, frames))))
             if page.claims:
-                made.append(("claims", "Claims", _claims(page.claims)))
+                made.append(("claims", "Claims", _claims(page.claims, page.roles)))
             if page.plots:
                 made.append(("plots", "Plots", _plots(page.plots)))
         elif frames:
@@ -155,7 +157,7 @@ def _cell(text: str) -> str:
     return f'<span class="score">{value}</span> <span class="range">{interval}{rest}</span>'
 
 
-def _claims(rows: Rows) -> str:
+def _claims(rows: Rows, roles: str) -> str:
     parts = []
     for claim in dict.fromkeys(row["claim"] for row in rows):
         group = [row for row in rows if row["claim"] == claim]
@@ -167,8 +169,9 @@ def _claims(rows: Rows) -> str:
             f"<tbody>{''.join(map(_statement, group))}</tbody></table></div></article>"
         )
     return "".join(parts) + (
-        '<p class="note">A statement is decided by its 95% interval, equivalence by two one-sided tests at 5%. '
-        "Verdicts are not corrected for their number; p (Holm) is.</p>"
+        '<p class="note">Effect: left − right. A statement is decided by its 95% interval, equivalence by two '
+        "one-sided tests at 5%. Verdicts are not corrected for their number; p (Holm) is."
+        f"{escape(f' Benches: {roles}.' if roles else '')}</p>"
     )
 
 

@@ -90,7 +90,10 @@ def write_eval(root: Path, label: str, seed: int, **options: Any) -> Path:
     }
     (path / "kl.json").write_text(json.dumps(kls))
     if method != "base":
-        (path / "update.json").write_text(json.dumps({"share_changed": 0.4 + kl, "gini": 0.6, "low_prob_share": 0.02}))
+        part = {"tokens": 900.0, "mean_change": kl, "gini": 0.6, "spearman_surprisal": 0.9, "spearman_entropy": 0.8,
+                "forced_pass": 0.25, "forced_n": 40.0}  # fmt: skip
+        whole = {"share_changed": 0.4 + kl, "relative_norm": 0.01, "low_prob_share": 0.02}
+        (path / "update.json").write_text(json.dumps(dict.fromkeys(kls, part) | whole))
     return path
 
 
@@ -137,13 +140,14 @@ def write_train(root: Path, label: str, seed: int, steps: int) -> Path:
             "tokens/trained": 12000, "memory/peak_mb": 900 + step,
         }  # fmt: skip
         if step % 5 == 0:
-            row["validation/tiny-edit-ood/pass@1"] = 0.7 + 0.12 * done
+            row["validation/tiny-edit/pass@1"] = 0.7 + 0.12 * done
         rows.append(row)
     write_lines(path / "metrics.jsonl", rows)
     manifest = {"run": path.name, "command": ["onpol", "train"], "method": method, "label": label, "seed": seed,
                 "tutor": tutor, "status": "done", "wall_s": steps * 2.85, "hardware": {"cpu": "test"}}  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(manifest))
-    (path / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  name: {method}\n  steps: {steps}\n")
+    config = f"seed: {seed}\ntask:\n  name: tiny-edit-ood\nmethod:\n  name: {method}\n  steps: {steps}\n"
+    (path / "config.yaml").write_text(config)
     return path
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,20 @@ class Setting:
     def truth(self) -> float:
         """The score that every model's interval should contain."""
         return MEAN_EXCESS if self.ratio else self.p
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "one seed, one answer": {},
+    "one seed, four answers": {"samples": 4},
+    "one seed, average over passing answers": {"ratio": True},
+    "three seeds of equal quality": {"seeds": 3},
+    "three seeds, spread 0.02": {"seeds": 3, "spread": 0.02},
+    "three seeds, spread 0.06": {"seeds": 3, "spread": 0.06},
+    "two seeds, spread 0.02": {"seeds": 2, "spread": 0.02},
+    "five seeds, spread 0.02": {"seeds": 5, "spread": 0.02},
+    "three seeds, average over passing answers": {"seeds": 3, "ratio": True},
+}
+"""What the large simulation covers, at every size and rate."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,31 @@ def test_values_are_hand_checkable(comparison: Comparison) -> None:
     )
 
 
+def test_families_count_problems_not_answers(comparison: Comparison) -> None:
+    row = next(r for r in comparison.rows["families"] if (r["model"], r["family"]) == ("SFT", "comparison"))
+    runs = [run for run in comparison.scores.runs if run.label == "SFT"]
+    passed = [a.passed for run in runs for a in run.answers if "comparison" in a.families and a.temperature == 1.0]
+    assert row["n"] == 6 and len(passed) == 12
+    assert row["value"] == pytest.approx(sum(passed) / 12)
+
+
+def test_update_and_curves_have_a_row_a_checkpoint(comparison: Comparison) -> None:
+    update = comparison.rows["update"]
+    assert {(r["model"], r["seed"], r["prompts"]) for r in update} >= {("SFT", 1, "tiny-codegen")}
+    assert (update[0]["gini"], update[0]["low_prob_share"], update[0]["forced_pass"]) == (0.6, 0.02, 0.25)
+    curves = {(r["model"], r["seed"]): r for r in comparison.rows["curves"]}
+    assert curves["OPD from RL", 0]["entropy_half_step"] < curves["RL", 0]["entropy_half_step"]
+    assert curves["OPD from RL", 0]["reward_jump"] > curves["RL", 0]["reward_jump"] > curves["RL", 0]["even_rise"] / 2
+    titles = [frame.title for group in comparison.sections.values() for frame in group]
+    assert "Training curves" in titles and "Cost of reaching the tutor's score" in titles
+
+
+def test_markdown_names_the_benches_of_the_claims(comparison: Comparison) -> None:
+    text = next(path for path in comparison.files if path.name == "comparison.md").read_text()
+    assert "edit: tiny-edit-ood; forgetting: tiny-codegen" in text
+    assert "All other pairs: differences.csv" in text and "OPD from SFT − RL |" not in text
+
+
 def test_terminal_shows_scores_claims_costs(comparison: Comparison) -> None:
     console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(comparison.terminal())

@@ -1,6 +1,7 @@
 """Reading run directories, refusing bad sets, costs, forgetting."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from comparison_runs import write_all, write_eval, write_lines, write_train
 from onpol_cli.comparison.compare import compare
 from onpol_cli.comparison.compatible import check_compatible
 from onpol_cli.comparison.forgetting import forgetting
-from onpol_cli.comparison.ledger import by_label, costs, course
+from onpol_cli.comparison.ledger import by_label, costs, course, towards_tutor, trained_bench
 from onpol_cli.comparison.records import read_runs, read_train
 from onpol_cli.comparison.scores import Scores
+from onpol_cli.comparison.significance import compare_pair
 from onpol_cli.core.errors import OnpolError
 
 
@@ -117,8 +119,48 @@ def test_ledger_sums_and_means(tmp_path: Path) -> None:
     assert table["OPD from RL"]["reached_tutor"] in ("0/2", "1/2", "2/2")
 
 
+def test_the_way_to_the_tutor_is_validation_where_there_is_one_else_reward(tmp_path: Path) -> None:
+    runs, _ = read_runs(write_all(tmp_path, problems=20, steps=40))
+    found = {cost.label: cost.course for cost in costs(Scores(runs))}
+    student, tutor = found["OPD from RL"], found["RL"]
+    assert tutor is None and student is not None and student.measure == "validation Pass@1"
+    assert student.goal == pytest.approx(0.7 + 0.12 * (1 - 2.718281828 ** (-0.08 * 35)))
+    # 0.7 + 0.12 (1 - e^(-0.5 step)) passes that at the second validation after the first.
+    assert student.reached is not None and student.reached["step"] == 10
+    assert student.reached["scored"] == 11 * 12000
+    for path in tmp_path.glob("train-*"):
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        write_lines(path / "metrics.jsonl", [{k: v for k, v in row.items() if "validation" not in k} for row in rows])
+    again = Scores(read_runs(tmp_path.glob("eval-*"))[0])
+    by_reward = {cost.label: cost.course for cost in costs(again)}["OPD from RL"]
+    tutors = [a.reward for run in again.runs if run.label == "RL" for a in run.answers if a.bench == "tiny-edit-ood"]
+    assert by_reward is not None and by_reward.measure == "reward"
+    assert by_reward.goal == pytest.approx(sum(tutors) / len(tutors))
+
+
+def test_without_a_bench_of_the_trained_task_nothing_is_said(tmp_path: Path) -> None:
+    runs, _ = read_runs(write_all(tmp_path, problems=8))
+    assert runs[3].train is not None
+    config, metrics = "task:\n  families: all\n  name: elsewhere\n", [{"step": 0, "reward/mean": 1}]
+    train = replace(runs[3].train, config=config, metrics=metrics)
+    assert towards_tutor(replace(runs[3], train=train), Scores(runs)) is None
+    known = replace(train, config="seed: 0\ntask:\n  data: null\n  name: tiny-codegen\nmodel:\n  name: x\n")
+    assert trained_bench(known, Scores(runs)) == "tiny-codegen"
+
+
+def test_pairing_does_not_depend_on_the_order_of_the_runs(tmp_path: Path) -> None:
+    paths = write_all(tmp_path, seeds=(0, 1, 2), problems=20, train=False)
+    scores = [Scores(read_runs(order)[0]) for order in (paths, paths[::-1])]
+    straight, turned = (one.column("tiny-edit-ood", 1.0, "pass@1") for one in scores)
+    assert straight is not None and turned is not None
+    assert turned.seeds("RL") == [0, 1, 2]
+    pairs = [compare_pair(column, "RL", "SFT") for column in (straight, turned)]
+    assert pairs[0].p_seeds == pytest.approx(pairs[1].p_seeds) and pairs[0].p_seeds is not None
+    assert pairs[0].estimate.by_seed == pairs[1].estimate.by_seed
+
+
 def test_course_accumulates(tmp_path: Path) -> None:
-    path = course(read_train(write_train(tmp_path, "OPD from RL", 0, 11)).metrics, "tiny-edit-ood")
+    path = course(read_train(write_train(tmp_path, "OPD from RL", 0, 11)).metrics, "validation/tiny-edit/pass@1")
     assert list(path["step"]) == [0, 5, 10]
     assert list(path["generated"]) == [12000, 72000, 132000]
     assert path["seconds"][0] == pytest.approx(2.85)

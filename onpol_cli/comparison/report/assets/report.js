@@ -190,6 +190,8 @@
       return data.answers.some((column) => column[index] && textOf(column[index][4]).toLowerCase().includes(word));
     };
     let visible = [], chosen = 0;
+    const shown = new Set(data.shown.slice(0, 12)); // the first seed of each label
+    const inOrder = () => [...shown].sort((a, b) => a - b);
     const filter = () => {
       const word = $("f-text").value.trim().toLowerCase(), bench = $("f-bench").value, family = $("f-family").value;
       const limit = parseFloat($("f-over").value) || 0;
@@ -221,7 +223,7 @@
         row.setAttribute("aria-posinset", String(i + 1));
         row.style.top = `${i * ROW}px`;
         row.dataset.at = String(i);
-        for (let m = 0; m < models.length; m++) {
+        for (const m of inOrder()) {
           const raw = data.answers[m][visible[i]], outcome = raw ? data.outcomes[raw[0]] : "none";
           const mark = make("span", `mark ${outcome}`, MARK[outcome] || "·");
           mark.title = `${models[m]}: ${outcome.replace("_", " ")}`;
@@ -254,12 +256,11 @@
     });
 
     // ---- one problem -----------------------------------------------------------------------------------
-    const shown = new Set(data.shown.slice(0, 8)); // the first seed of each label
     for (const [i, name] of models.entries()) {
       const label = make("label"), box = make("input");
       box.type = "checkbox";
       box.checked = shown.has(i);
-      box.addEventListener("change", () => { if (box.checked) shown.add(i); else shown.delete(i); detail(); });
+      box.addEventListener("change", () => { if (box.checked) shown.add(i); else shown.delete(i); legend(); draw(); detail(); });
       label.append(box, ` ${name}`);
       $("shown").append(label);
     }
@@ -300,10 +301,14 @@
       const made = [];
       if (problem.corrupted) made.push(card("Corrupted (given)", "", "", [codeBlock(problem.corrupted, null)]));
       if (problem.original) made.push(card(problem.corrupted ? "Original, against corrupted" : "Reference", "", "", [codeBlock(problem.original, problem.corrupted || null)]));
-      for (const model of [...shown].sort((a, b) => a - b)) made.push(answerCard(model, index, problem.corrupted || null));
+      for (const model of inOrder()) made.push(answerCard(model, index, problem.corrupted || null));
       cards.replaceChildren(...made);
     }
-    $("legend").textContent = `Marks, in order: ${models.join(", ")}. ` + data.outcomes.map((o) => `${MARK[o] || "·"} ${o.replace("_", " ")}`).join(", ");
+    function legend() {
+      $("legend").textContent = `Marks, in order: ${inOrder().map((i) => models[i]).join(", ") || "none"}. `
+        + data.outcomes.map((o) => `${MARK[o] || "·"} ${o.replace("_", " ")}`).join(", ");
+    }
+    legend();
 
     let timer = 0;
     const soon = () => { clearTimeout(timer); timer = setTimeout(filter, 120); };
