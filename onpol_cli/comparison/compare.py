@@ -29,6 +29,8 @@ from onpol_cli.core.files import write_atomic
 if TYPE_CHECKING:
     from rich.console import Group
 
+NAMED_RUNS = 6
+"""More evaluations are only counted under the tables; the JSON names all."""
 FORMATS = ("csv", "md", "tex", "json", "png", "svg")
 
 
@@ -230,6 +232,8 @@ def _provenance(scores: Scores) -> str:
         if run.manifest.get("git_commit")
     }
     names = ", ".join(run.name for run in scores.runs)
+    if len(scores.runs) > NAMED_RUNS:
+        names = f"{len(scores.runs)} evaluations of {', '.join(scores.labels)}"
     return f"Made by onpol compare from {names}; code of the evaluations: {', '.join(sorted(commits)) or 'unknown'}."
 
 

@@ -105,10 +105,13 @@ def _paper_frame(
     headline = ", headline" if heat == scores.headline else ""
     name = f"scores-{bench or 'all'}-t{heat:g}"
     title = f"{bench or 'Scores'} at temperature {heat:g}{headline}"
-    notes = (
-        "Mean with 95% interval; n: problems that count (averages of distance and complexity: passing answers only).",
-    )
-    return Frame(name, title, ("model", *titles), body, notes, heat == scores.headline, frozenset(minor))
+    notes = ["Mean with 95% interval; n: problems that count. Seeds are listed below their mean."]
+    if bench in scores.edit_benches:
+        notes.append(
+            "Norm. Lev.: edit beyond the true reversal, Added CC: complexity beyond the original, both over passing "
+            "answers, lower is better. Exact: the answer is the original."
+        )
+    return Frame(name, title, ("model", *titles), body, tuple(notes), heat == scores.headline, frozenset(minor))
 
 
 def difference_frame(scores: Scores, rows: Rows, *, brief: bool, note: str = "") -> Frame:

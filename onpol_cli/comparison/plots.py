@@ -15,7 +15,7 @@ import numpy as np
 
 from onpol_cli.comparison.curves import series, smooth
 from onpol_cli.comparison.judge import association_points
-from onpol_cli.comparison.ledger import course, validation_benches
+from onpol_cli.comparison.ledger import REWARD, SMOOTHED, course, validation_benches
 from onpol_cli.comparison.records import EvalRun
 from onpol_cli.comparison.scores import Scores
 from onpol_cli.comparison.tables import Rows
@@ -56,7 +56,7 @@ CAPTIONS = {
     "training": "Training reward, entropy, KL to the teacher and answer length by step (means over seeds).",
     "scores": "Scores with 95% intervals at the headline temperature.",
     "forgetting-kl": "Forgetting against KL(base‖model) over checkpoints (RL's Razor, arXiv 2509.04259).",
-    "costs": "Validation Pass@1 against what was spent.",
+    "costs": "Score against what was spent: validation Pass@1, or the reward of own samples (mean of 5 steps).",
     "families": "Pass@1 by corruption family.",
 }
 
@@ -180,28 +180,31 @@ def forgetting_kl(scores: Scores) -> Figure | None:
 
 
 def cost_curves(scores: Scores) -> Figure | None:
-    """Validation Pass@1 against steps, seconds, student tokens and teacher tokens."""
-    trained = [run for run in scores.runs if run.train and validation_benches(run.train.metrics)]
-    if not trained:
+    """Validation Pass@1, or without validation the reward of rollouts, against steps, seconds and tokens."""
+    validated = [bench for run in scores.runs if run.train for bench in validation_benches(run.train.metrics)]
+    name = f"validation/{validated[0]}/pass@1" if validated else REWARD
+    title = f"Pass@1, {validated[0]}" if validated else "reward of own samples"
+    courses = [(run, course(run.train.metrics, name)) for run in scores.runs if run.train]
+    courses = [(run, path) for run, path in courses if len(path["score"])]
+    if not courses:
         return None
-    assert trained[0].train is not None
-    bench = validation_benches(trained[0].train.metrics)[0]
-    costs = (("step", "steps"), ("seconds", "seconds"), ("generated", "student tokens"), ("scored", "teacher tokens"))
     figure, axes = _figure(2, 2, 8, 5)
     named: set[str] = set()
-    for run in trained:
-        assert run.train is not None
-        path = course(run.train.metrics, f"validation/{bench}/pass@1")
-        for axis, (name, title) in zip(axes, costs, strict=True):
-            if len(path[name]) and (name == "step" or path[name][-1] > 0):
+    for run, path in courses:
+        score = path["score"] if validated else smooth(path["score"], SMOOTHED)
+        for axis, (cost, word) in zip(axes, COSTS.items(), strict=True):
+            if cost == "step" or path[cost][-1] > 0:
                 label = run.label if run.label not in named and axis is axes[0] else None
                 dash = _DASHES[scores.labels.index(run.label) % 4]
-                axis.plot(path[name], path["score"], dash, color=_colour(scores, run.label), label=label, linewidth=1.3)
-            axis.set_xlabel(title)
-            axis.set_ylabel(f"Pass@1, {bench}")
+                axis.plot(path[cost], score, dash, color=_colour(scores, run.label), label=label, linewidth=1.3)
+            axis.set_xlabel(word)
+            axis.set_ylabel(title)
         named.add(run.label)
     axes[0].legend()
     return figure
+
+
+COSTS = {"step": "steps", "seconds": "seconds", "generated": "student tokens", "scored": "teacher tokens"}
 
 
 def family_map(families: Rows) -> Figure | None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.files import sha256_text, write_json
 from onpol_cli.runs.rundir import read_manifest
 
@@ -92,9 +93,13 @@ def run_job(folder: Path, overrides: Sequence[str]) -> JobRecord:
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     error = ""
-    for words in (train_words(plan, name, overrides), eval_words(plan, name, overrides)):
-        if not error and words is not None and (code := call(words, plan, log)):
-            error = f"exit {code}: {last_words(log)}"
+    try:
+        for words in (train_words(plan, name, overrides), eval_words(plan, name, overrides)):
+            if not error and words is not None and (code := call(words, plan, log)):
+                error = f"exit {code}: {last_words(log)}"
+    except OnpolError as refused:  # a combination that does not compose; the others do
+        log.touch()
+        error = str(refused)
     status = FAILED if error else DONE
     seconds = round(time.perf_counter() - start, 1)
     record = JobRecord(name, list(overrides), status, score(plan, name), seconds, str(log), error)

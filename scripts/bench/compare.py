@@ -1,16 +1,18 @@
 """Times `compare` on 12 runs x 576 problems.
 
-    python scripts/bench/compare.py [--json]
+    python scripts/bench/compare.py [--trl PATH] [--out results/bench/compare.json]
 
-Prints seconds of a whole fresh process (interpreter start included), that it imported no torch, and
-beside it `trl --help` where trl is installed. The machine's load is printed: figures of a busy machine
-are upper bounds.
+Prints seconds of a whole fresh process (interpreter start included, best of 5), that it imported no torch,
+and beside it `onpol --help` and, where it is installed, `trl --help`. The machine's load is printed: figures
+of a busy machine are upper bounds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -34,7 +36,7 @@ assert not {"torch", "transformers", "vllm"} & set(sys.modules)
 """
 
 
-def seconds(command: list[str], repeats: int = 3) -> dict[str, float]:
+def seconds(command: list[str], repeats: int = 5) -> dict[str, float]:
     """Best wall-clock and processor time of a process over `repeats` runs."""
     wall, cpu = [], []
     for _ in range(repeats):
@@ -48,18 +50,29 @@ def seconds(command: list[str], repeats: int = 3) -> dict[str, float]:
 
 def main() -> None:
     """Make the run directories, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl", default=None, metavar="PATH", help="The trl program; default: on PATH.")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         labels = [label for label in LABELS if label != "base"]
         paths = [write_eval(Path(folder), label, seed, problems=288) for label in labels for seed in (0, 1, 2)]
         claims = str(ROOT / "conf" / "claims" / "paper.yaml")
         figures = {
+            "unit": "seconds of a whole process, best of 5",
             "compare_12_runs_x_576_problems": seconds([sys.executable, "-c", PROGRAM, claims, *map(str, paths)]),
-            "onpol_help": _optional("onpol"),
-            "trl_help": _optional("trl"),
-            "load_average": os.getloadavg()[0],
+            "onpol_help": seconds([sys.executable, "-m", "onpol_cli.cli", "--help"]),
+            "trl_help": _optional(options.trl or "trl"),
+            "load_average_before": round(load, 2),
             "cores": os.cpu_count(),
+            "python": platform.python_version(),
         }
-    sys.stdout.write(json.dumps(figures, indent=None if "--json" in sys.argv else 1) + "\n")
+    text = json.dumps(figures, indent=1) + "\n"
+    sys.stdout.write(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
 
 
 def _optional(program: str) -> dict[str, float] | None:

@@ -132,6 +132,14 @@ def test_a_failing_job_is_recorded_with_its_own_words(plan: SweepPlan, tmp_path:
     assert record.error.startswith("exit 2: ") and "/no/such/tutor" in record.error
 
 
+def test_a_combination_that_is_refused_fails_alone(tmp_path: Path) -> None:
+    plan, folder = make_plan("train tutor", ["optim.lr=1e-3,-1", f"paths.runs={tmp_path}"])
+    write_json(folder / PLAN, asdict(plan))
+    record = run_job(folder, combinations(plan)[1])
+    assert (record.status, record.error) == ("failed", "optim.lr must be >= 0, got -1.0.")
+    assert Path(record.log).is_file() and records(folder) == [record]
+
+
 def test_the_last_words_of_a_log_are_onpols_own(tmp_path: Path) -> None:
     log = tmp_path / "job.log"
     log.write_text("$ onpol train tutor\nonpol: WARNING: slow\nonpol: Unknown setting 'no.such'.\nprogress\n")
