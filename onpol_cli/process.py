@@ -18,6 +18,14 @@ OUT_OF_MEMORY = (
     "learner.gradient_checkpointing=true; 'onpol doctor --plan' estimates what is needed. The run can be resumed."
 )
 
+MISSING = {
+    "benches": "Which bench? Add --bench NAME, once for each; 'onpol data list' names them.",
+    "experiment": "Which experiment? One of tiny, small, paper: onpol reproduce tiny --quick.",
+    "command": "Which command? In quotes: onpol sweep \"distill student\" tutor=latest:sft seed=1,2.",
+    "run": "Which run? Its name, a unique start of it, or latest:METHOD; 'onpol runs list' names them.",
+}
+"""What is asked for where an argument is missing, by parameter."""
+
 
 def run(app: Any, words: Sequence[str]) -> int:
     """Run a Typer application on `words`; returns the exit status."""
@@ -87,6 +95,8 @@ def _usage_text(error: Any) -> str:
     """Click's message; an unknown option that is a setting (`--seed 1`) is answered with the setting's spelling."""
     from onpol_cli.core.settings import groups, keys, nearest
 
+    if type(error).__name__ == "MissingParameter" and error.param is not None and error.param.name in MISSING:
+        return MISSING[error.param.name]
     option = getattr(error, "option_name", None)
     if option and type(error).__name__ == "NoSuchOption":
         name = str(option).lstrip("-").replace("-", "_")

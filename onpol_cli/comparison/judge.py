@@ -17,7 +17,7 @@ import numpy as np
 from onpol_cli.comparison.claims import FORGETTING, Claim, Kind, Statement, Verdict, column_of
 from onpol_cli.comparison.curves import CURVE_FUNCTIONS, association, spearman
 from onpol_cli.comparison.estimate import ratios
-from onpol_cli.comparison.power import Need, needed
+from onpol_cli.comparison.power import Need, needed, needed_seeds
 from onpol_cli.comparison.records import EvalRun
 from onpol_cli.comparison.scores import Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm, paired_t
@@ -177,7 +177,7 @@ def _curve(statement: Statement, scores: Scores) -> Judged:
     verdict = Verdict.supported if good_low > 0 else Verdict.contradicted if good_high < 0 else Verdict.unresolved
     seeds = None
     if verdict is Verdict.unresolved and np.mean(gaps) != 0:
-        seeds = int(np.ceil((2.8 * np.std(gaps, ddof=1) / np.mean(gaps)) ** 2)) + 1
+        seeds = needed_seeds(abs(float(np.mean(gaps))), 0.0, float(np.var(gaps, ddof=1)))
     return Judged(
         statement, verdict, float(np.mean(gaps)), low, high, p, None, 0, len(shared), Need(None, seeds),
         "paired t over seeds",

@@ -1,24 +1,28 @@
 """How many problems, or seeds, would resolve an observed gap.
 
 Normal approximation at 80% power: an estimate at distance d from the bound it must clear is resolved
-when `(z_{0.975} + z_{0.8}) se <= d`; of se² the problem part falls as 1/n, the seed part as 1/seeds.
-Owns sample sizes; the estimates come from `estimate`.
+when `sqrt(z^2 A + t^2 B) + z_{0.8} sqrt(A + B) <= d` (`estimate`'s interval): the problem part A falls as 1/n,
+the seed part B as 1/seeds, and t has one degree less than seeds. Owns sample sizes; estimates come from `estimate`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, isfinite, sqrt
 from statistics import NormalDist
 
 from scipy.special import bdtrc
 
-from onpol_cli.comparison.estimate import Estimate
+from onpol_cli.comparison.estimate import Estimate, quantile
 
 POWER = 0.8
 _Z = NormalDist().inv_cdf
 _MOST = 10_000_000
 """Beyond this many problems the answer is: not by more data."""
+
+
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -42,25 +46,48 @@ def needed(estimate: Estimate, bound: float = 0.0, alpha: float = 0.05, power: f
     gap = abs(estimate.value - bound)
     if gap == 0 or not isfinite(gap):
         return Need()
-    target = (gap / (_Z(1 - alpha / 2) + _Z(power))) ** 2
-    problems = _scale(estimate.n, estimate.problem_variance, target - estimate.seed_variance)
-    rest = estimate.problem_variance + estimate.seed_variance - estimate.answer_variance
+    a, b, df = estimate.problem_variance, estimate.seed_variance, estimate.df
+
+    def enough(problem_variance: float, seed_variance: float, df: float = df) -> bool:
+        return _clears(gap, problem_variance, seed_variance, df, alpha, power)
+
+    problems = _least(lambda n: enough(a * estimate.n / n, b), 1, _MOST)
     drawing = estimate.answer_variance
-    answers = _scale(estimate.answers, drawing, target - rest) if drawing > 0 else None
-    if estimate.seed_variance == 0:
+    answers = None
+    if drawing > 0:
+        answers = _least(lambda k: enough(max(a - drawing, 0.0) + drawing * estimate.answers / k, b), 1, _MOST)
+    if b == 0:
         return Need(problems, None, answers)
-    seeds = _scale(estimate.seeds, estimate.seed_variance, target - estimate.problem_variance)
+    seeds = needed_seeds(gap, a, b * estimate.seeds, alpha, power)
     if problems is None and seeds is None and answers is None:
-        whole = estimate.problem_variance + estimate.seed_variance
-        return Need(_scale(estimate.n, whole, target), _scale(estimate.seeds, whole, target), together=True)
+        ratio, most = estimate.seeds / max(estimate.n, 1), _MOST
+        both = _least(lambda n: enough(a * estimate.n / n, b * estimate.n / n, n * ratio - 1), estimate.n, most)
+        return Need(both, None if both is None else ceil(both * ratio), together=True)
     return Need(problems, seeds, answers)
 
 
-def _scale(size: int, variance: float, room: float) -> int | None:
-    if room <= 0:
+def needed_seeds(gap: float, fixed: float, per_seed: float, alpha: float = 0.05, power: float = POWER) -> int | None:
+    """Seeds that separate a value from a bound at distance `gap`; None if more seeds do not help.
+
+    Args:
+        fixed: variance that seeds do not touch; `per_seed` the variance of a single seed's score.
+    """
+    return _least(lambda s: _clears(gap, fixed, per_seed / s, s - 1.0, alpha, power), 2, MOST_SEEDS)
+
+
+def _clears(gap: float, problems: float, seeds: float, df: float, alpha: float, power: float) -> bool:
+    t = quantile(df, 1 - alpha / 2)
+    return sqrt(_Z(1 - alpha / 2) ** 2 * problems + t * t * seeds) + _Z(power) * sqrt(problems + seeds) <= gap
+
+
+def _least(enough: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The smallest number that is enough, None if `high` is not."""
+    if high < low or not enough(high):
         return None
-    wanted = max(ceil(size * variance / room), 1)
-    return wanted if wanted <= _MOST else None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
 
 
 def needed_discordant_one_way(gap: float, alpha: float = 0.05, power: float = POWER) -> int | None:
@@ -72,15 +99,7 @@ def needed_discordant_one_way(gap: float, alpha: float = 0.05, power: float = PO
     if gap <= 0:
         return None
     least = next(d for d in range(1, 64) if 2 * 0.5**d < alpha)
-    low, high = least, least
-    while bdtrc(least - 1, high, gap) < power:
-        low, high = high, high * 2
-        if high > _MOST:
-            return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if bdtrc(least - 1, middle, gap) >= power else (middle + 1, high)
-    return low
+    return _least(lambda n: bdtrc(least - 1, n, gap) >= power, least, _MOST)
 
 
 def needed_independent(a: float, b: float, alpha: float = 0.05, power: float = POWER) -> int | None:

@@ -32,7 +32,19 @@ MISTAKES = [
         "train tutor --lr 1e-6",
         "No such option --lr. Settings have no dashes: optim.lr=VALUE. See 'onpol train tutor --help'.",
     ),
-    ("eval", "Missing option '--bench'. See 'onpol eval --help'."),
+    (
+        "eval",
+        "Which bench? Add --bench NAME, once for each; 'onpol data list' names them. See 'onpol eval --help'.",
+    ),
+    (
+        "reproduce",
+        "Which experiment? One of tiny, small, paper: onpol reproduce tiny --quick. See 'onpol reproduce --help'.",
+    ),
+    (
+        "runs show",
+        "Which run? Its name, a unique start of it, or latest:METHOD; 'onpol runs list' names them. "
+        "See 'onpol runs show --help'.",
+    ),
     ("train tutor mehtod=rl", "Unknown setting 'mehtod'. Did you mean: method, method.lam?"),
     ("train tutor lr=1e-6", "Unknown setting 'lr'. Did you mean: optim.lr?"),
     ("train tutor seed 1", "Override 'seed' has no '='. Did you mean seed=1?"),

@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportions_ztest
 from onpol_cli.comparison.counts import count_gap, counts_behind, two_proportions
 from onpol_cli.comparison.curves import ranks, spearman
 from onpol_cli.comparison.estimate import bonett_price
-from onpol_cli.comparison.power import needed_discordant_one_way, needed_independent
+from onpol_cli.comparison.power import needed_discordant_one_way, needed_independent, needed_seeds
 from onpol_cli.comparison.significance import holm, mcnemar, paired_t, permutation, two_sided
 
 
@@ -101,3 +101,10 @@ def test_needed_numbers() -> None:
     assert needed_independent(0.5, 0.6) == pytest.approx(385, abs=3)
     assert needed_independent(0.5, 0.5) is None
     assert needed_discordant_one_way(0.0) is None
+
+
+def test_seeds_needed_use_students_t() -> None:
+    # sd 1.48: 5 seeds reach (2.776 + 0.842) 1.48 / sqrt(5) = 2.395, 6 seeds (2.571 + 0.842) 1.48 / sqrt(6) = 2.062.
+    assert needed_seeds(2.3, 0.0, 1.48**2) == 6
+    assert needed_seeds(10.0, 0.0, 0.01) == 2
+    assert needed_seeds(1.0, 1.0, 0.1) is None, "problems alone are too noisy"
