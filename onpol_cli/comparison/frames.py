@@ -212,7 +212,7 @@ def divergence_frame(rows: Rows) -> Frame:
     """KL both ways per label, a pair of columns per bench."""
     benches = list(dict.fromkeys(r["prompts"] for r in rows))
     body = []
-    for label in dict.fromkeys(r["model"] for r in rows):
+    for label in dict.fromkeys(r["model"] for r in rows if r["kl_base_model"]):  # the base is at 0
         own = {bench: [r for r in rows if r["model"] == label and r["prompts"] == bench] for bench in benches}
         cells = [over_seeds([r[key] for r in own[b]], 4) for b in benches for key in ("kl_base_model", "kl_model_base")]
         body.append([label, *cells])
@@ -229,8 +229,8 @@ def over_seeds(values: Sequence[float | None], digits: int = 3) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    mean = number(sum(known) / len(known), digits)
-    return f"{mean} ({number(min(known), digits)}–{number(max(known), digits)})" if len(known) > 1 else mean
+    mean, low, high = (number(value, digits) for value in (sum(known) / len(known), min(known), max(known)))
+    return mean if low == high else f"{mean} ({low}–{high})"
 
 
 def update_frame(rows: Rows) -> Frame:
@@ -264,13 +264,17 @@ UPDATE = {
 """Columns: entry of update.json, heading, digits."""
 
 
+def _mean(rows: Rows, key: str) -> str:
+    known = [row[key] for row in rows if row[key] is not None]
+    return number(sum(known) / len(known)) if known else "–"
+
+
 def curve_frame(rows: Rows) -> Frame:
     """The shape of training on own samples, by label."""
     body = []
     for label in dict.fromkeys(r["model"] for r in rows):
         own = [r for r in rows if r["model"] == label]
-        ends = [f"{over_seeds([r[f'{name}_first'] for r in own])} → {over_seeds([r[f'{name}_last'] for r in own])}"
-                for name in ("entropy", "reward")]  # fmt: skip
+        ends = [f"{_mean(own, f'{name}_first')} → {_mean(own, f'{name}_last')}" for name in ("entropy", "reward")]
         shape = [over_seeds([r["entropy_half_step"] for r in own], 1), over_seeds([r["reward_jump"] for r in own])]
         body.append([label, f"{own[0]['steps']}", *shape, number(own[0]["even_rise"]), *ends])
     columns = (
