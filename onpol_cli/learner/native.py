@@ -34,6 +34,8 @@ def supports(model: PreTrainedModel) -> bool:
         and not getattr(config, "use_sliding_window", False)
         and rope.get("rope_type", "default") == "default"
     )
+    if model.dtype not in (torch.float32, torch.float64):  # complex rotations exist in these formats only
+        return False
     # Adapters and shards replace layers or parameters; both must go through their own modules.
     return plain and all(
         type(module) is nn.Linear for name, module in model.named_modules() if name.endswith("_proj")

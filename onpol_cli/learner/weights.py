@@ -27,6 +27,9 @@ def has_adapters(model: PreTrainedModel) -> bool:
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
     """The base model while the context lasts; nothing to do without adapters."""
+    if not has_adapters(model):
+        yield
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -45,9 +48,7 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     Args:
         model: the policy; if it is sharded, every rank must iterate.
     """
-    from peft.tuners.lora import LoraLayer
-
-    deltas = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    deltas = _lora_layers(model) if has_adapters(model) else {}
     seen_head = False
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".base_layer.")
@@ -65,6 +66,13 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             yield name, whole(buffer)
     if not seen_head:
         yield HEAD, whole(model.get_output_embeddings().weight)  # type: ignore[union-attr, arg-type]
+
+
+def _lora_layers(model: PreTrainedModel) -> dict[str, Any]:
+    """Adapted layers by name. peft is imported only where there are some."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def _persistent_buffers(model: PreTrainedModel) -> set[str]:

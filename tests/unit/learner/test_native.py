@@ -1,10 +1,12 @@
 """The hand-written decoder against the transformers modules: values and every gradient."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_cases import CPU, make_model, make_sequences
+from learner_cases import CPU, make_examples, make_learner, make_model, make_sequences
 
 from onpol_cli.core.config import LoraConfig
 from onpol_cli.learner import native
@@ -75,3 +77,10 @@ def test_other_architectures_are_left_to_transformers(change):
     else:
         model.config.model_type = "gpt_new"
     assert not native.supports(model)
+
+
+def test_bf16_weights_are_left_to_transformers():
+    model = make_model(dtype=torch.bfloat16)
+    assert not native.supports(model)
+    learner = make_learner(model=model, dtype=torch.bfloat16)
+    assert math.isfinite(learner.step(make_examples("sft"))["loss/cross_entropy"])
