@@ -8,6 +8,8 @@ worker, since a device error or an out-of-memory leaves a process that nothing c
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import os
 import queue
@@ -65,6 +67,7 @@ def work(names: list[str], device: str, small: bool) -> None:
             say(end=name, status="failed", error=f"{type(error).__name__}: {' '.join(first)}"[:400])
             return
         say(end=name, status="done", seconds=round(time.perf_counter() - start, 2))
+        gc.collect()  # models are in reference cycles; what is left would count in the next part's memory
 
 
 def runners() -> dict[str, Any]:
@@ -153,21 +156,29 @@ def run_all(names: list[str], device: str, small: bool, minutes: float) -> dict[
     records: dict[str, Any] = {}
     worker: Worker | None = None
     for place, name in enumerate(names):
-        left = end - time.monotonic()
-        if left < LEAST:
+        if end - time.monotonic() < LEAST:
             records[name] = {"status": "skipped", "error": f"the {minutes:g} minutes are over", "found": {}}
             continue
         print(f"{name} ...", file=sys.stderr)
-        worker = worker or Worker.start(names[place:], device, small)
+        mates = together(names[place:])
+        worker = worker or Worker.start(mates, device, small)
         records[name] = run_part(name, worker, 1.5 * PARTS[name] * 60 * minutes / WHOLE, end)
         print(f"{name}: {records[name]['status']} {records[name].get('error', '')}", file=sys.stderr)
         if records[name]["status"] != "done":
             worker.process.kill()
+        if records[name]["status"] != "done" or mates == [name]:
             worker.stop()
             worker = None
     if worker is not None:
         worker.stop()
     return records
+
+
+def together(names: list[str]) -> list[str]:
+    """The first of `names` and those after it that may share its worker: vLLM wants a device to itself."""
+    if names[0].startswith("vllm"):
+        return names[:1]
+    return list(itertools.takewhile(lambda name: not name.startswith("vllm"), names))
 
 
 def ratios(records: dict[str, Any]) -> dict[str, Any]:

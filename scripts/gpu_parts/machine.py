@@ -13,7 +13,7 @@ def matmul_tflops(size: int, dtype: torch.dtype, device: torch.device) -> float:
     """10^12 operations a second of a square product, best of several."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    many = max(1, int(4e11 / (2 * size**3))) if device.type == "cuda" else 1
+    many = max(1, int(4e12 / (2 * size**3))) if device.type == "cuda" else 1
 
     def work() -> None:
         for _ in range(many):

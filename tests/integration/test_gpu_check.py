@@ -49,7 +49,7 @@ def bare(tmp_path_factory) -> Path:
 def check(python: Path, *words: str) -> tuple[int, dict, str]:
     """Exit status, last line of stdout as JSON, stderr."""
     done = subprocess.run(
-        [str(python), str(SCRIPT), *words], capture_output=True, text=True, timeout=240, env={"OMP_NUM_THREADS": "1"}
+        [str(python), str(SCRIPT), *words], capture_output=True, text=True, timeout=900, env={"OMP_NUM_THREADS": "1"}
     )
     assert done.stdout.strip(), done.stderr
     return done.returncode, json.loads(done.stdout.strip().splitlines()[-1]), done.stderr
@@ -61,7 +61,8 @@ def test_the_bare_environment_is_bare(bare):
 
 
 def test_every_part_is_measured_with_torch_and_transformers_alone(bare, tmp_path):
-    status, found, log = check(bare, "--device", "cpu", "--small", "--out", str(tmp_path / "out.json"))
+    words = ("--device", "cpu", "--small", "--minutes", "15")  # a busy machine must not look like a failure
+    status, found, log = check(bare, *words, "--out", str(tmp_path / "out.json"))
     assert status == 0, log
     assert json.loads((tmp_path / "out.json").read_text()) == found
     parts = {name: record["found"] for name, record in found["parts"].items()}
