@@ -174,6 +174,8 @@ class _Decoder:
             return _ATOMS[tag](payload)
         if tag == "dict":
             return {self.value(k): self.value(v) for k, v in payload}
+        if type(payload) is not list:  # a range in its place could be endless
+            raise Malformed(f"{tag} without a list")
         return _CONTAINERS[tag](self.value(payload))
 
     def graph(self, root: Any, table: list[Any]) -> Any:
@@ -183,6 +185,11 @@ class _Decoder:
                 if not isinstance(node, Opaque):
                     setattr(node, name, self.value(value))
         return self.value(root)
+
+
+def _fraction(text: str) -> Fraction:
+    numerator, _, denominator = text.partition("/")  # Fraction("1e9999999999") would never end
+    return Fraction(int(numerator), int(denominator or 1))
 
 
 def _blank(cls: Any, name: str) -> Any:
@@ -196,7 +203,7 @@ _ATOMS: dict[str, Any] = {
     "complex": lambda pair: complex(*pair),
     "range": lambda triple: range(*triple),
     "Decimal": Decimal,
-    "Fraction": Fraction,
+    "Fraction": _fraction,
 }
 _CONTAINERS: dict[str, Any] = {
     "tuple": tuple,

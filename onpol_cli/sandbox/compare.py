@@ -33,7 +33,10 @@ def _same_line(got: str, want: str) -> bool:
     if got == want:
         return True
     got_numbers, want_numbers = _decimals(got), _decimals(want)
-    return got_numbers is not None and want_numbers is not None and got_numbers == want_numbers
+    try:
+        return got_numbers is not None and want_numbers is not None and got_numbers == want_numbers
+    except InvalidOperation:  # a signalling nan
+        return False
 
 
 def lcb_stdout(got: str, want: str) -> bool:

@@ -19,6 +19,10 @@ class Closed(Exception):
     """The other side is gone, or sent what is no frame."""
 
 
+class TooLong(Closed):
+    """The other side sends a frame beyond the limit."""
+
+
 class Late(Exception):
     """The deadline passed first."""
 
@@ -68,15 +72,16 @@ def receive(sock: socket.socket, deadline: float | None = None, limit: int = MAX
     Args:
         sock: a stream socket.
         deadline: `time.monotonic()` by which the whole frame must be there; None waits for ever.
-        limit: bytes; a longer frame counts as garbage.
+        limit: bytes of the frame.
 
     Raises:
-        Closed: end of stream, or garbage.
+        Closed: end of stream.
+        TooLong: a frame beyond the limit.
         Late: the deadline passed.
     """
     (size,) = HEADER.unpack(_read(sock, HEADER.size, deadline))
     if size > limit:
-        raise Closed(f"frame of {size} bytes, limit {limit}")
+        raise TooLong(f"{size} bytes, {limit} allowed")
     return _read(sock, size, deadline)
 
 

@@ -8,6 +8,10 @@ Under bubblewrap a process sees a new root: system folders, the Python installat
 so that neither secrets nor the benches' data files are there to be read. As root, the mounts are made
 first (Python may live under /root, closed to others) and the process then drops to an unprivileged
 user of its own, because RLIMIT_NPROC does not bind user 0.
+
+Without it, limits, signals, processes and memory are held the same way, but a program can read what its
+user may read, use the network, and write where anybody may; only /tmp, /var/tmp and /dev/shm are swept, and
+the disk is bounded per file, not in all.
 """
 
 from __future__ import annotations
@@ -152,6 +156,9 @@ def _bwrap_args(bwrap: str, user_namespace: bool, space_mb: int) -> list[str]:
             for parent in reversed(pathlib.PurePath(folder).parents[:-1]):
                 args += ["--dir", str(parent)]
             args += ["--ro-bind", folder, folder]
+    for package in (f"{folder}/onpol_cli" for folder in python_paths()[2]):
+        if os.path.isdir(package):  # an installed onpol: its tasks hold answers
+            args += ["--tmpfs", package, "--ro-bind", _SANDBOX, _SANDBOX, "--remount-ro", package]
     return [*args, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 

@@ -25,6 +25,7 @@ from onpol_cli.sandbox.jobs import Job, Limits, ReferenceJob, ReferenceResults, 
 from onpol_cli.sandbox.worker import Broken, Worker
 
 _ATTEMPTS = 2
+"""Attempts at a job whose worker dies; deaths of workers that ran other programs before do not end them."""
 _FAILED_STARTS = 3
 OnVerdict = Callable[[int, Verdict], None]
 
@@ -142,8 +143,9 @@ def _reference(verdict: Verdict) -> ReferenceResults:
         value = reply.get("result") if isinstance(reply, dict) else None
         opaque = codec.has_opaque(value)
         if not isinstance(reply, dict) or "result" not in reply:
-            raised = reply.get("raised", ["no answer", ""]) if isinstance(reply, dict) else ["no answer", ""]
-            errors[number] = ": ".join(str(part) for part in raised[:2])
+            raised = reply.get("raised") if isinstance(reply, dict) else None
+            said = raised[:2] if isinstance(raised, list) else ["no answer"]
+            errors[number] = wire.one_line(": ".join(part for part in said if isinstance(part, str)))[:300]
         elif opaque:
             errors[number] = f"no plain data: {opaque}"
         results.append(None if number in errors else value)
@@ -207,6 +209,7 @@ class _Batch:
             waits = [w.deadline for w in self._workers if w.job is not None or not w.ready]
             patience = max(0.0, min(waits, default=time.monotonic() + 1.0) - time.monotonic())
             ready = selector.select(min(patience, 60.0))
+        now = time.monotonic()  # what arrives while this turn is busy, say ending a worker, is not late
         for key, events in ready:
             worker = key.data
             try:
@@ -216,7 +219,7 @@ class _Batch:
                     self._hear(worker)
             except (Broken, codec.Malformed):
                 self._lost(worker)
-        self._late()
+        self._late(now)
 
     def _hear(self, worker: Worker) -> None:
         try:
@@ -240,6 +243,7 @@ class _Batch:
         if outputs:
             verdict = Verdict(**{**vars(verdict), "outputs": wire.outputs(job, outputs)})
         number, worker.job = worker.job, None
+        worker.jobs_done += 1
         self._settle(number, verdict)
 
     def _outputs(self, worker: Worker, parts: int) -> list[bytes]:
@@ -260,8 +264,7 @@ class _Batch:
         if self.on_verdict is not None:
             self.on_verdict(number, verdict)
 
-    def _late(self) -> None:
-        now = time.monotonic()
+    def _late(self, now: float) -> None:
         for worker in [w for w in self._workers if (w.job is not None or not w.ready) and now > w.deadline]:
             if worker.job is None:
                 self._lost(worker)
@@ -280,10 +283,11 @@ class _Batch:
             if self.failed_starts >= _FAILED_STARTS:
                 level, why = self.sandbox._plan.level, self.sandbox._plan.explanation
                 raise RunFailed(f"Sandbox workers do not start ({level}: {why}). Last message: {complaint}")
-        elif number is not None and self.attempts[number] < _ATTEMPTS:
+        elif number is not None and (self.attempts[number] < _ATTEMPTS or worker.jobs_done):
+            # A worker that ran other programs may have been worn out by one of those.
             self.waiting.appendleft(number)
         elif number is not None:
-            self._settle(number, Verdict(Status.ERROR, f"the worker died {_ATTEMPTS} times ({complaint})"))
+            self._settle(number, Verdict(Status.ERROR, f"the worker died {self.attempts[number]} times ({complaint})"))
 
     def _dismiss(self, worker: Worker) -> None:
         worker.job = None

@@ -96,6 +96,11 @@ def encode(job: AnyJob, limits: Limits) -> Iterator[bytes]:
     yield from map(frames.pack, parts)
 
 
+def one_line(text: str) -> str:
+    """`text` without what a terminal or a file may choke on: it holds what a program chose to say."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def decode(header: bytes) -> tuple[Verdict, int]:
     """A verdict, and the number of output frames that follow it.
 
@@ -106,7 +111,7 @@ def decode(header: bytes) -> tuple[Verdict, int]:
     try:
         verdict = Verdict(
             status=Status(said["status"]),
-            detail=" ".join(str(said.get("detail", "")).split()),
+            detail=one_line(str(said.get("detail", ""))),
             failed_test=said.get("failed_test"),
             cpu_s=float(said["cpu_s"]),
             wall_s=float(said["wall_s"]),

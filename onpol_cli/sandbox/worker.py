@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from onpol_cli.sandbox import frames, isolation
+from onpol_cli.sandbox.inside.sweep import delete_folder
 
 START_S = 120.0
 """Seconds that a worker may take to import its modules."""
@@ -37,6 +37,7 @@ class Worker:
         self.ready = False
         self._handles: list[int] = []
         self.job: int | None = None
+        self.jobs_done = 0
         self.deadline = time.monotonic() + START_S
         self.patience_s = 0.0
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `end`)
@@ -169,6 +170,10 @@ class Worker:
         """Let the processes go (they end when the socket closes), then kill what is left."""
         with contextlib.suppress(OSError):
             self.sock.close()
+        if self._scratch and len(self._processes) == 2:
+            # No namespace takes the programs along: only the zygote can find them all, once the judge is gone.
+            self._processes[1].kill()
+            grace_s = max(grace_s, 2.5)
         limit = time.monotonic() + grace_s
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -185,4 +190,4 @@ class Worker:
             process.wait()
         self.log.close()
         for folder in self._scratch:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_folder(folder)

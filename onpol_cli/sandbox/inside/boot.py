@@ -68,7 +68,7 @@ def main() -> None:
     if options["uid"] is not None:
         _keep_reachable(options["closed"])
         _drop(options["uid"])
-    importlib.import_module("onpol_cli.sandbox.inside.kernel").harden(options["seccomp"])
+    importlib.import_module("onpol_cli.sandbox.inside.kernel").harden(options["seccomp"], memory_files=role == "judge")
     importlib.import_module(f"onpol_cli.sandbox.inside.{role}").serve(options)
 
 

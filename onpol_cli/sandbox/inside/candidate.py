@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import signal
 import sys
 import threading
 import types
@@ -81,6 +82,7 @@ def warm_up() -> None:
 def become_program(fds: Descriptors, folder: str, limits: dict[str, Any], nproc: int | None) -> NoReturn:
     """Turn the forked child into the program and end with it."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     line = _descriptors(fds)
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)

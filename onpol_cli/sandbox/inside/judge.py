@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from onpol_cli.sandbox.inside import scripts, stdin_tests, unittests
 GRACE_S = 1.0
 """Seconds after a program's own limits before the judge stops waiting for the zygote to act."""
 
+SHORT_BYTES = 1 << 20
+"""Longest frame of a program where a few words are due. Decoding takes up to 30 times as much memory."""
+OUTPUT_BYTES = 16 << 20
+"""Results that a job may return in all (`keep_output`), bytes of their encoding."""
 AT_ONCE_BYTES = 32768
 """Calls that fit into a socket's buffer are sent together; answers still come one by one."""
 
@@ -50,17 +55,20 @@ class Session:
             raise WorkerLost from None
         finally:
             theirs.close()
-        self.deadline = time.monotonic() + self.limits["wall"] + GRACE_S
+        patience = self.limits["wall"] + GRACE_S
+        self.deadline = time.monotonic() + patience
+        # The program may keep its end alive in this very socket's queue, and then no death unblocks a send.
+        self.line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(patience) + 1, 0))
         frames.send(self.line, codec.dumps(header))
 
-    def ask(self, payload: bytes) -> bytes:
+    def ask(self, payload: bytes, limit: int = frames.MAX_FRAME) -> bytes:
         """One request to the program, one answer."""
         frames.send(self.line, payload)
-        return self.listen()
+        return self.listen(limit)
 
-    def listen(self) -> bytes:
-        """The next frame of the program."""
-        return frames.receive(self.line, self.deadline)
+    def listen(self, limit: int = frames.MAX_FRAME) -> bytes:
+        """The next frame of the program, of at most `limit` bytes."""
+        return frames.receive(self.line, self.deadline, limit)
 
     def preload(self, *modules: str) -> None:
         """Have the zygote import `modules` (once) before the program is forked."""
@@ -123,7 +131,7 @@ def raised(reply: dict[str, Any]) -> str:
 def load(session: Session, header: dict[str, Any]) -> dict[str, Any] | None:
     """Start the program and wait until it has loaded; a verdict if it did not."""
     session.start(header)
-    reply = codec.loads(session.listen())
+    reply = codec.loads(session.listen(SHORT_BYTES))
     if "raised" in reply:
         return {"status": "error", "detail": raised(reply)}
     session.loaded = True
@@ -149,16 +157,26 @@ def judge_calls(session: Session, job: dict[str, Any], parts: list[bytes]) -> di
     for number in range(count):
         if job["per_test"]:
             session.mark()
+        limit = _longest(job, outputs, parts[count + number] if rule else b"")
         try:
-            answer = session.listen() if at_once else session.ask(parts[number])
+            answer = session.listen(limit) if at_once else session.ask(parts[number], limit)
+        except frames.TooLong as error:
+            return {"status": "failed", "detail": f"result of {error}", "failed_test": number, "outputs": outputs}
         except frames.Closed:
             return {"status": "gone", "failed_test": number, "outputs": outputs}
         if job["keep_output"]:
             outputs.append(answer)
-        wrong = _wrong(answer, rule, parts[count + number]) if rule else None
+        wrong = _wrong(answer, rule, parts[count + number]) if rule else codec.loads(answer) and None
         if wrong:
             return {"status": "failed", "detail": wrong, "failed_test": number, "outputs": outputs}
     return {"status": "passed", "outputs": outputs}
+
+
+def _longest(job: dict[str, Any], outputs: list[bytes], expected: bytes) -> int:
+    """Bytes of the next answer: whatever equals the expected result is not many times as long."""
+    room = OUTPUT_BYTES - sum(map(len, outputs))
+    longest = room if job["compare"] is None else 16 * len(expected) + SHORT_BYTES
+    return min(longest, room) if job["keep_output"] else longest
 
 
 def _wrong(answer: bytes, rule: Callable[[Any, Any], bool], expected: bytes) -> str | None:
@@ -202,7 +220,7 @@ def judge(control: socket.socket, job: dict[str, Any], parts: list[bytes]) -> di
         said = KINDS[job["kind"]](session, job, parts)
     except (frames.Closed, frames.Late):
         said = {"status": "gone"}
-    except (codec.Malformed, TypeError, KeyError, ValueError, AttributeError) as error:
+    except (codec.Malformed, TypeError, KeyError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         said = {"status": "error", "detail": f"the program's process sent garbage ({type(error).__name__})"}
     return conclude(session.stop(), said, job["limits"])
 

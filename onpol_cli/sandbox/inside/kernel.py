@@ -28,6 +28,7 @@ _REFUSED = {
     "aarch64": (0xC00000B7, 220, 435, [117, 270, 271, 40, 39, 41, 97, 268, 280, 241, 217, 218, 219, 282, 425, 426,
                                        427, 104, 105, 273, 428, 429, 430, 431, 432, 442, 224, 142, 186, 190, 194]),
 }  # fmt: skip
+_MEMORY_FILES = {"x86_64": [319, 447], "aarch64": [279, 447]}  # memfd_create, memfd_secret
 # Allowed only on the caller itself (these arguments 0): the kernel would let a program change limits, priority
 # and cores of the zygote, which has the same user, and so spoil the programs after it. prlimit64,
 # setpriority, sched_setscheduler, sched_setparam, sched_setattr, sched_setaffinity, ioprio_set.
@@ -35,6 +36,9 @@ _OWN_ONLY = {
     "x86_64": {302: (0,), 141: (0, 1), 144: (0,), 142: (0,), 314: (0,), 203: (0,), 251: (1,)},
     "aarch64": {261: (0,), 140: (0, 1), 119: (0,), 118: (0,), 274: (0,), 122: (0,), 30: (1,)},
 }
+# F_SETOWN, F_SETSIG, F_SETOWN_EX of fcntl, FIOSETOWN, SIOCSPGRP of ioctl: a descriptor that becomes readable
+# sends a signal of one's choice to a process of one's choice.
+_SIGNAL_OWNERS = (8, 10, 15, 0x8901, 0x8902)
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET} and NEWTIME
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 
@@ -58,10 +62,11 @@ def adopt_orphans() -> bool:
     return _prctl(_PR_SET_SUBREAPER, 1)
 
 
-def harden(seccomp: bool) -> None:
+def harden(seccomp: bool, memory_files: bool) -> None:
     """Close this process to others of its user, forbid gaining privileges, die with the parent.
 
-    It also becomes the first choice of the kernel's out-of-memory killer.
+    It also becomes the first choice of the kernel's out-of-memory killer. Without `memory_files`, no memory
+    can be held that belongs to no mapping and no file system: nothing would count or limit it.
     """
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -72,19 +77,20 @@ def harden(seccomp: bool) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     set_dumpable(False)
     if seccomp:
-        _install_filter()
+        _install_filter(memory_files)
 
 
 def _instruction(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
     return struct.pack("HBBI", code, yes, no, k)
 
 
-def _install_filter() -> bool:
+def _install_filter(memory_files: bool) -> bool:
     """A seccomp filter that refuses what no graded program needs. True if installed."""
     machine = platform.machine()
     if machine not in _REFUSED:
         return False
     arch, clone, clone3, refused = _REFUSED[machine]
+    refused = refused if memory_files else [*refused, *_MEMORY_FILES[machine]]
     load, equal, masked, answer = 0x20, 0x15, 0x45, 0x06
     program = [_instruction(load, 4), _instruction(equal, arch, 1, 0), _instruction(answer, _EPERM)]
     program += [_instruction(load, 0), _instruction(0x35, 0x40000000, 0, 1), _instruction(answer, _EPERM)]  # x32
@@ -118,14 +124,22 @@ def _set_filter(program: list[bytes]) -> bool:
 def confine_signals(pid: int) -> bool:
     """Refuse signals to any process but `pid`, for programs that share a pid namespace with others."""
     machine = platform.machine()
-    calls = {"x86_64": (62, 234, [200, 129, 297, 424]), "aarch64": (129, 131, [130, 138, 240, 424])}.get(machine)
+    calls = {
+        "x86_64": (62, 234, [200, 129, 297, 424], {72: _SIGNAL_OWNERS, 16: _SIGNAL_OWNERS}),
+        "aarch64": (129, 131, [130, 138, 240, 424], {25: _SIGNAL_OWNERS, 29: _SIGNAL_OWNERS}),
+    }.get(machine)
     if calls is None:
         return False
-    kill, tgkill, refused = calls
+    kill, tgkill, refused, by_request = calls
     load, equal, answer = 0x20, 0x15, 0x06
     program = [_instruction(load, 0)]
     for number in refused:
         program += [_instruction(equal, number, 0, 1), _instruction(answer, _EPERM)]
+    for number, requests in by_request.items():
+        checks = [_instruction(load, 24)]
+        for request in requests:
+            checks += [_instruction(equal, request, 0, 1), _instruction(answer, _EPERM)]
+        program += [_instruction(equal, number, 0, len(checks) + 1), *checks, _instruction(answer, _ALLOW)]
     program += [_instruction(equal, kill, 1, 0), _instruction(equal, tgkill, 0, 3), _instruction(load, 16)]
     program += [_instruction(equal, pid, 1, 0), _instruction(answer, _EPERM), _instruction(answer, _ALLOW)]
     return _set_filter(program)

@@ -1,11 +1,11 @@
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,attr-defined"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,attr-defined,var-annotated"
 """The runner of in-process tests. Never imported: its source is sent to the program's process late.
 
 Owns guarding the entry point, running the tests and reporting. `in_process` says what it defends
 against and why it arrives only after the program's module-level code has ended. It imports nothing:
-whatever it uses was captured before the program ran and comes in `tools`. It defines no class, because
-classes can be found through object.__subclasses__(); its functions can be found only through what
-`_hide` takes out of the program's reach during a call. `run` is the state of the one run.
+whatever it uses was captured before the program ran and comes in `tools`, and its builtins are a copy.
+It defines no class, because classes can be found through object.__subclasses__(); its functions can be
+found only through what `_hide` takes out of the program's reach during a call. `run` is the state of the run.
 """
 
 COMPARING = [
@@ -29,9 +29,23 @@ COMPARING = [
     "__array__",
     "__array_ufunc__",
 ]
+ITEMS = [
+    "__getitem__",
+    "__iter__",
+    "__next__",
+    "__getattr__",
+    "__hash__",
+    "__str__",
+    "__repr__",
+    "__format__",
+    "__int__",
+]
+"""What tests use of plain data: own versions are refused where a class derives from such."""
+DATA = (list, tuple, dict, set, frozenset, str, bytes, int, float)
+PLAIN = (int, float, str, bool, bytes, type(None))
 HOOKS = (
     "__getattribute__", "__getattr__", "__setattr__", "__dict__", "__class__", "__traceback__", "with_traceback",
-    "__context__", "__cause__", "args",
+    "__context__", "__cause__", "__suppress_context__", "__notes__", "__init_subclass__", "args",
 )  # fmt: skip
 HERE = "__onpol_here__"
 MUST_FAIL = {
@@ -42,57 +56,65 @@ MUST_FAIL = {
 
 
 def judge(late, program, tests, tools):
-    """Run the tests and return {"secret", "run", "failures", "forged"}.
+    """Run the tests and return {"run", "failures", "forged"}.
 
-    late: tests (source), class_name, entry_point, secret, script (bool). program, tests: namespaces.
+    late: tests (source), class_name, entry_point, script (bool). program, tests: namespaces.
     """
-    run = {
-        **tools,
-        "late": late,
-        "program": program,
-        "tests": tests,
-        "forged": [],
-        "case": None,
-        "main": tools["ident"](),
-    }
+    run = {**tools, "late": late, "program": program, "tests": tests, "case": None, "kept": []}
+    run["main"] = run["ident"]()
     before = _state(run)
     try:
         _prepare(run)
         count, failures = _run_script(run) if late["script"] else _run_class(run)
     except BaseException as error:
-        count, failures = 0, [": ".join(run["describe"](error)[:2])]
-    changed = _changes(run, before, _state(run)[: len(before)]) + _canaries(run)
-    if changed:
-        run["forged"].append(f"{changed[0]} was replaced")
-    return {"secret": late["secret"], "run": count, "failures": failures[:5], "forged": run["forged"][:1]}
+        count, failures = 0, [_text(run, error)]
+    changed = run["own"]["changes"](run["watch"], before, _state(run)) + _canaries(run)
+    forged = [f"{changed[0]} was replaced"] if changed else []
+    return {"run": count, "failures": failures[:5], "forged": forged}
 
 
 def _state(run):
-    """Copies of every namespace in which nothing may be replaced."""
-    return [dict(place) for place in run["watched"]] + [dict(vars(cls)) for cls in run["classes"]]
+    return run["own"]["state"](run["watch"])
 
 
-def _changes(run, before, after):
-    """Names of functions, classes and modules that are not what they were."""
-    return [
-        key
-        for old, new in zip(before, after, strict=True)
-        for key, value in old.items()
-        if new.get(key) is not value and (callable(value) or run["type"](value) in (staticmethod, run["module_type"]))
-    ]
+def _forged(run, how):
+    """Answer and end at once: what the program replaced must not run on top of these frames."""
+    run["end"]({"run": 0, "failures": [], "forged": [how]})
+
+
+def _text(run, error):
+    """One line about an exception, whose methods may be the program's."""
+    return ": ".join(_call(run, run["own"]["describe"], (error,), {})[1][:2])
 
 
 def _prepare(run):
-    """Check that loading the program replaced nothing, then load the tests."""
+    """Load the tests, in a namespace with the program's names."""
     late, tests, program = run["late"], run["tests"], run["program"]
-    changed = _changes(run, run["before"], _state(run))
-    if changed or run["gc"].callbacks:
-        run["forged"].append(f"the program replaced {changed[0] if changed else 'gc.callbacks'}")
-    tests.update({k: v for k, v in program.items() if k not in ("__builtins__", "__loader__")})
+    entry = late["entry_point"]
+    run["watch"]["sys"].path[:] = run["watch"]["path"]
+    code = compile(late["tests"], "<tests>", "exec", dont_inherit=True)
+    lies = [
+        name for name in _names(run, code) if name != entry and name in program and _lying_global(run, program[name])
+    ]
+    if lies:
+        _forged(run, f"the program's {lies[0]} defines its own comparison")
+    hiding = {k for k, v in program.items() if k in run["names"] and run["trusted"].get(k) is not v} - {entry}
+    tests.update({k: v for k, v in program.items() if k not in hiding})
     tests.update({"__builtins__": run["builtins"], "__name__": "__test__", HERE: _only_here(run)})
-    if late["entry_point"] in program:
-        tests[late["entry_point"]] = _guard(run, program[late["entry_point"]])
-    exec(compile(late["tests"], "<tests>", "exec", dont_inherit=True), tests)
+    if entry in program:
+        tests[entry] = _guard(run, program[entry])
+    exec(code, tests)
+
+
+def _names(run, code):
+    """Global names that the tests use."""
+    inner = [const for const in code.co_consts if run["type"](const) is run["code"]]
+    return [*code.co_names, *(name for part in inner for name in _names(run, part))]
+
+
+def _lying_global(run, value):
+    kinds = (run["type"], run["type"](_names), run["watch"]["module_type"])
+    return run["type"](value) not in kinds and _lying(run, value)
 
 
 def _only_here(run):
@@ -136,16 +158,17 @@ def _guard(run, function):
         names, methods = _hide(run, function)
         before = _state(run)
         fine, value = _call(run, function, args, kwargs)
-        changed = _changes(run, before, _state(run))
+        changed = run["own"]["changes"](run["watch"], before, _state(run))
+        replaced = changed[0] if changed else run["own"]["foreign_hooks"](run["watch"])
+        if replaced:
+            _forged(run, f"the program replaced {replaced}")
         _show(run, names, methods)
-        if changed:
-            run["forged"].append(f"the program replaced {changed[0]}")
+        run["kept"].append((value, args, kwargs))  # or finalizers run in this thread, at the end of a test
         if not fine:
             raise _copy(run, value)
         bad = _lying(run, value)
         if bad:
-            run["forged"].append(f"result of class {bad}, which defines its own comparison")
-            raise RuntimeError(run["forged"][-1])
+            _forged(run, f"result of class {bad}, which defines its own comparison")
         return value
 
     # Only of functions: other callables could answer with code of their own, here in the main thread.
@@ -161,23 +184,36 @@ def _copy(run, error):
     kind = run["type"](error)
     lineage = _raw(run, kind, "__mro__")
     base = next(cls for cls in lineage if _raw(run, cls, "__module__") == "builtins")
-    if any(_defines(run, cls, HOOKS) for cls in lineage if not _library_class(run, cls)):
-        run["forged"].append(f"exception of class {_raw(run, kind, '__name__')}, which intercepts attributes")
-        return RuntimeError(run["forged"][-1])
+    strange = [cls for cls in lineage if not _library_class(run, cls)]
+    if any(_defines(run, cls, HOOKS) or not _library_class(run, run["type"](cls)) for cls in strange):
+        _forged(run, f"exception of class {_raw(run, kind, '__name__')}, which intercepts attributes")
+    if any(cls in run["not_run"] for cls in lineage):
+        _forged(run, "the program skips its test")
     args = BaseException.args.__get__(error)
+    speaks = any(_defines(run, cls, ("__str__", "__repr__")) for cls in strange)
+    if speaks or any(run["type"](arg) not in PLAIN for arg in args):
+        kind = _with_fixed_text(run, kind, error)
     if issubclass(base, OSError) and len(args) == 2:
         args = (*args, OSError.filename.__get__(error))
     copy = base.__new__(kind, *args)
     base.__init__(copy, *args)
-    vars(copy).update(vars(error))
+    vars(copy).update({name: value for name, value in vars(error).items() if name != "__notes__"})
     if issubclass(base, ImportError):
         copy.name, copy.path = error.name, error.path
     return copy
 
 
+def _with_fixed_text(run, kind, error):
+    """A subclass whose text was made in the program's thread, once."""
+    texts = {name: _call(run, made, (error,), {}) for name, made in (("__str__", str), ("__repr__", repr))}
+    texts = {name: str(text) if fine and run["type"](text) is str else "" for name, (fine, text) in texts.items()}
+    methods = {"__str__": lambda self: texts["__str__"], "__repr__": lambda self: texts["__repr__"]}
+    names = {name: _raw(run, kind, name) for name in ("__module__", "__qualname__")}
+    return run["type"](_raw(run, kind, "__name__"), (kind,), {**methods, **names})
+
+
 def _raw(run, cls, name):
-    """An attribute that `type` keeps for a class, whatever its metaclass says."""
-    return run["type"].__dict__[name].__get__(cls)
+    return run["own"]["raw"](cls, name)
 
 
 def _defines(run, cls, names):
@@ -186,14 +222,7 @@ def _defines(run, cls, names):
 
 
 def _library_class(run, cls):
-    """Whether `cls` is what an imported library calls by its name."""
-    module = _raw(run, cls, "__module__")
-    if run["type"](module) is not str:
-        return False
-    found = run["modules"].get(module) or run["find"](module)
-    for part in _raw(run, cls, "__qualname__").split("."):
-        found = getattr(found, part, None)
-    return found is cls
+    return run["own"]["library_class"](run["watch"], cls)
 
 
 def _configured(run, entry):
@@ -212,27 +241,51 @@ def _own_comparison(run, cls):
         return True  # a metaclass of the program's own could answer for the class
     if issubclass(cls, mock.NonCallableMock):
         return any(_configured(run, vars(cls)[name]) for name in ("__eq__", "__ne__") if name in vars(cls))
-    suspects = [c for c in _raw(run, cls, "__mro__") if _defines(run, c, COMPARING)]
+    lineage = _raw(run, cls, "__mro__")
+    names = COMPARING + ITEMS if any(base in lineage for base in DATA) else COMPARING
+    suspects = [c for c in lineage if _defines(run, c, names)]
     return cls is run["type"](mock.ANY) or not all(_library_class(run, c) for c in suspects)
 
 
-def _lying(run, value, depth=0):
+def _lying(run, value):
     """Name of a class inside `value` whose objects decide themselves what they are equal to."""
-    cls = run["type"](value)
-    if cls in (int, float, str, bool, bytes, run["type"](None)):
-        return None
-    if cls is run["module_type"]:  # `return plt`: only a module that was there before the program
-        return None if run["modules"].get(vars(value).get("__name__")) is value else "module"
-    if _own_comparison(run, cls):
-        return _raw(run, cls, "__name__")
-    if issubclass(cls, run["mock"].NonCallableMock) and _call(run, run["same"], (value, object()), {})[1] is True:
-        return _raw(run, cls, "__name__")
-    items = []
-    if depth < 4 and isinstance(value, (list, tuple, set, frozenset)):
-        items = list(value)[:5000]
-    elif depth < 4 and isinstance(value, dict):
-        items = list(value.keys())[:5000] + list(value.values())[:5000]
-    return next((bad for item in items if (bad := _lying(run, item, depth + 1))), None)
+    seen, pending = {}, [value]
+    while pending:
+        item = pending.pop()
+        cls = run["type"](item)
+        if id(item) in seen or cls in PLAIN:
+            continue
+        seen[id(item)] = item
+        if cls is run["watch"]["module_type"]:  # `return plt`: only a module that was there before the program
+            if run["watch"]["modules"].get(vars(item).get("__name__")) is not item:
+                return "module"
+        elif cls in run["lazy"] or _own_comparison(run, cls):
+            return _raw(run, cls, "__name__")
+        elif issubclass(cls, run["mock"].NonCallableMock):
+            if _call(run, run["same"], (item, object()), {})[1] is True:
+                return _raw(run, cls, "__name__")
+        else:
+            pending += [x for x in _items(run, item, cls) if run["type"](x) not in PLAIN]
+    return None
+
+
+def _items(run, item, cls):
+    """What a container holds, read by the methods of its builtin or library base."""
+    if issubclass(cls, dict):
+        return [*dict.keys(item), *dict.values(item)]
+    for base in (list, tuple, set, frozenset, run["deque"]):
+        if issubclass(cls, base):
+            return list(base.__iter__(item))
+    if cls is run["namespace"]:
+        return list(vars(item).values())
+    numpy, pandas = (run["watch"]["find"](name) for name in ("numpy", "pandas"))
+    if numpy is not None and issubclass(cls, numpy.ndarray):
+        return numpy.ndarray.ravel(item).tolist() if item.dtype.hasobject else []
+    if pandas is not None and issubclass(cls, pandas.DataFrame):
+        return [column for _, column in item.items()] if object in set(item.dtypes) else []
+    if pandas is not None and issubclass(cls, (pandas.Series, pandas.Index)):
+        return list(item) if item.dtype == object else []
+    return []
 
 
 def _run_class(run):
@@ -240,27 +293,34 @@ def _run_class(run):
     unittest = run["unittest"]
     run["case"] = run["tests"][run["late"]["class_name"]]
     suite = unittest.TestLoader().loadTestsFromTestCase(run["case"])
-    run["classes"].append(run["case"])
+    run["watch"]["classes"].append(run["case"])
     result = unittest.TestResult()
+    succeeded = []
+    result.addSuccess = succeeded.append
     suite.run(result)
     failures = []
     for test, trace in result.failures + result.errors:
         last = trace.strip().splitlines()[-1] if trace.strip() else ""
         failures.append(f"{getattr(test, '_testMethodName', test)}: {last}"[:300])
-    return result.testsRun, failures + [str(test) for test in result.unexpectedSuccesses]
+    failures += [str(test) for test in result.unexpectedSuccesses]
+    return len(succeeded) + len(result.skipped) + len(result.expectedFailures), failures
 
 
 def _run_script(run):
     """The script was run by `_prepare`; call its `check`: (1, failures)."""
     late, tests, program = run["late"], run["tests"], run["program"]
     entry = late["entry_point"]
-    candidate = tests[entry] if entry in program else _guard(run, eval(entry, program))
+    if entry not in program:
+        fine, function = _call(run, eval, (entry, program), {})
+        if not fine:
+            return 1, [_text(run, function)]
+    candidate = tests[entry] if entry in program else _guard(run, function)
     check = tests.get("check")
     try:
         if callable(check) and entry != "check":
             check(candidate)
     except BaseException as error:
-        return 1, [": ".join(run["describe"](error)[:2])]
+        return 1, [_text(run, error)]
     return 1, []
 
 

@@ -15,6 +15,7 @@ import time
 from typing import Any, NoReturn
 
 from onpol_cli.sandbox import codec, frames
+from onpol_cli.sandbox.inside import kernel
 
 
 class CandidateGone(BaseException):
@@ -112,11 +113,15 @@ def _wait(session: Any, reading: int) -> dict[str, Any]:
 def _script_process(session: Any, job: dict[str, Any], writing: int) -> NoReturn:
     """In the fork: run the script, write one verdict, end."""
     try:
+        kernel.die_with_parent()
+        session.control.close()  # its zygote must notice when the judge is gone
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         seconds = int(job["limits"]["wall"]) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        memory = kernel.mapped_bytes() + job["limits"]["memory_mb"] * kernel.MIB  # decoding an answer takes memory here
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         os.write(writing, codec.dumps(_run(session, job)))
     finally:
         os._exit(0)

@@ -18,6 +18,8 @@ from onpol_cli.sandbox import codec, frames
 from onpol_cli.sandbox.compare import STDOUT_RULES
 
 PIPE_BYTES = 1 << 20
+OUTPUT_BYTES = 16 << 20
+"""Stdouts that a job may return in all (`keep_output`)."""
 
 
 def judge_stdin(control: socket.socket, job: dict[str, Any], parts: list[bytes]) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def judge_stdin(control: socket.socket, job: dict[str, Any], parts: list[bytes])
         total["test_cpu_s"].append(verdict["cpu_s"])
         for key in ("cpu_s", "wall_s"):
             total[key] += verdict.pop(key)
-        if job["keep_output"]:
+        if job["keep_output"] and sum(map(len, total["outputs"])) + len(output) < OUTPUT_BYTES:
             total["outputs"].append(codec.dumps(text))
         if verdict["status"] != "passed":
             return {**total, **verdict, "failed_test": number}
@@ -99,7 +101,7 @@ def _collect(session: Any, reading: int, room: int) -> tuple[dict[str, Any], byt
 
 def _raised(session: Any) -> dict[str, Any]:
     try:
-        reply = codec.loads(session.listen())
+        reply = codec.loads(session.listen(1 << 16))
         kind, text = str(reply["raised"][0]), str(reply["raised"][1])
     except frames.Closed:
         return {"status": "ran"}

@@ -8,12 +8,13 @@ user, if it has one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
-import stat
 
 MAX_ENTRIES = 2000
 """More entries than this are not deleted one by one: the worker is replaced instead."""
+FOLDER_WEIGHT = 10
+"""A folder counts as so many entries more: some file systems take milliseconds to delete one."""
 SHARED = ("/tmp", "/var/tmp", "/dev/shm")
 """Where anybody may write on an ordinary machine."""
 
@@ -53,8 +54,7 @@ class Files:
     def remove(self) -> None:
         """Delete the worker's folder (without bubblewrap; a namespace takes its own along)."""
         if not self.private:
-            _open_up(self.root)
-            shutil.rmtree(self.root, ignore_errors=True)
+            delete_folder(self.root)
 
 
 def _owner(path: str) -> int:
@@ -84,8 +84,7 @@ def _remove(path: str) -> bool:
         return True
     if _entries(path) > MAX_ENTRIES:
         return False
-    _open_up(path)
-    shutil.rmtree(path, ignore_errors=True)
+    delete_folder(path)
     return True
 
 
@@ -97,21 +96,78 @@ def _inside(place: str, kept: set[str]) -> list[str]:
 
 
 def _entries(place: str) -> int:
-    count = 0
-    for _, folders, files in os.walk(place):
-        count += len(folders) + len(files)
-        if count > MAX_ENTRIES:
-            break
+    """Entries below `place`; more than `MAX_ENTRIES` also where they lie too deep to be counted."""
+    count, pending = 0, [place]
+    while pending and count <= MAX_ENTRIES:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    count += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        count += FOLDER_WEIGHT
+                        pending.append(entry.path)
+        except OSError as error:
+            count += MAX_ENTRIES if error.errno == errno.ENAMETOOLONG else 0
     return count
 
 
-def _open_up(root: str) -> None:
-    """Make every folder below `root` deletable again; a program may have taken its own rights away."""
-    pending = [root]
-    while pending:
-        folder = pending.pop()
-        with contextlib.suppress(OSError):
-            if stat.S_IMODE(os.lstat(folder).st_mode) & 0o700 != 0o700:
-                os.chmod(folder, 0o700)
-            with os.scandir(folder) as entries:
-                pending.extend(e.path for e in entries if e.is_dir(follow_symlinks=False))
+def delete_folder(path: str) -> None:
+    """Delete a folder, whatever a program made of it; what cannot be deleted stays.
+
+    Walks by descriptors, one open at a time: no nesting exceeds Python's recursion limit, the kernel's length
+    of paths or the limit of open files, and no symbolic link leads elsewhere.
+    """
+    with contextlib.suppress(OSError):
+        _empty(_open_folder(path, None))
+        os.rmdir(path)
+
+
+def _empty(here: int) -> None:
+    """Delete what is in the folder open as `here`, and close it."""
+    trail: list[tuple[tuple[int, int], list[str], str]] = []
+    try:
+        names = _delete_files(here)
+        while names or trail:
+            if names:
+                name = names.pop()
+                below = _open_folder(name, here)
+                trail.append((_identity(here), names, name))
+                os.close(here)
+                here = below
+                names = _delete_files(here)
+                continue
+            parent, names, name = trail.pop()
+            above = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+            os.close(here)
+            here = above
+            if _identity(here) != parent:
+                return  # somebody moves folders about
+            os.rmdir(name, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _open_folder(name: str, within: int | None) -> int:
+    how = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        folder = os.open(name, how, dir_fd=within)
+    except PermissionError:  # a program may have taken its own rights away
+        os.chmod(name, 0o700, dir_fd=within)
+        folder = os.open(name, how, dir_fd=within)
+    os.fchmod(folder, 0o700)
+    return folder
+
+
+def _delete_files(folder: int) -> list[str]:
+    """Delete all entries but folders; their names."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+    return [name for name, is_folder in found if is_folder]
+
+
+def _identity(folder: int) -> tuple[int, int]:
+    status = os.fstat(folder)
+    return status.st_dev, status.st_ino

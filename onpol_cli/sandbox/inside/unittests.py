@@ -62,13 +62,15 @@ def judge_unittest(session: Any, job: dict[str, Any], parts: list[bytes]) -> dic
 
 
 def _verdict(session: Any, job: dict[str, Any], tests: str, count: int) -> dict[str, Any]:
+    from onpol_cli.sandbox.inside.judge import SHORT_BYTES
+
     secret = secrets.token_hex(16)
     with open(_RUNNER) as file:
         runner = file.read()
     entry = job["entry_point"]
     late = {"runner": runner, "tests": tests, "secret": secret, "class_name": job.get("class_name", "")}
     late |= {"entry_point": entry, "function": entry, "script": job["kind"] == "in_process_script"}
-    reply = codec.loads(session.ask(codec.dumps(late)))
+    reply = codec.loads(session.ask(codec.dumps(late), SHORT_BYTES))
     if not isinstance(reply, dict) or not secrets.compare_digest(str(reply.get("secret")), secret):
         return {"status": "error", "detail": "the verdict came without the secret"}
     if reply["forged"]:

@@ -82,6 +82,7 @@ class Zygote:
 
     def leave(self) -> NoReturn:
         """End the worker, with everything in it."""
+        self.control.close()  # the judge must not count on this worker while much is deleted
         self.kill_all()
         self.files.remove()
         os._exit(0)
@@ -267,6 +268,7 @@ def _memory_mib(pid: int | str) -> float:
 
 def serve(options: dict[str, Any]) -> NoReturn:
     """Entry point of `boot`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a handler would let a program signal even process 1
     zygote = Zygote(options)
     kernel.adopt_orphans()
     preload(options["preload"])
