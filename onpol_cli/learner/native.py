@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from onpol_cli.learner.packed import Block, PackedLayout
+from onpol_cli.learner.attention import Attention, Shape
+from onpol_cli.learner.packed import PackedLayout
 
 
 def supports(model: PreTrainedModel) -> bool:
@@ -40,21 +41,6 @@ def supports(model: PreTrainedModel) -> bool:
     return plain and all(
         type(module) is nn.Linear for name, module in model.named_modules() if name.endswith("_proj")
     )
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one layer: query heads, key/value heads, head size, epsilon of the norms."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    eps: float
-
-    @property
-    def rotated(self) -> int:
-        """Heads that are normed and rotated: queries and keys."""
-        return self.heads + self.kv_heads
 
 
 class NormState:
@@ -86,126 +72,6 @@ def interleave(size: int) -> Tensor:
     as queries and keys are permuted alike.
     """
     return torch.arange(size).view(2, size // 2).T.flatten()
-
-
-class Attention:
-    """Causal attention over a packed layout, forward and backward, for one layer.
-
-    Queries, keys, values: `[M, heads, d]`. Query heads that share a key head are folded into the
-    query length, so that keys are never repeated.
-    """
-
-    def __init__(self, layout: PackedLayout, shape: Shape, dtype: torch.dtype) -> None:
-        self.layout, self.shape, self.dtype = layout, shape, dtype
-        self.group = shape.heads // shape.kv_heads
-        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.prompt_bias = self._fold_bias(layout.prompt_bias)
-        self.completion_bias = self._fold_bias(layout.completion_bias)
-
-    def _fold_bias(self, bias: Tensor) -> Tensor:
-        """`[B * kv, Tq * group, Tk]` in `dtype`, query position major."""
-        rows, queries, keys = bias.shape
-        kv, group = self.shape.kv_heads, self.group
-        wide = bias.to(self.dtype)[:, None, :, None, :].expand(rows, kv, queries, group, keys)
-        return wide.reshape(rows * kv, queries * group, keys)
-
-    def _queries(self, packed: Tensor, block: Block) -> Tensor:
-        """`[B * kv, Tq * group, d]` of packed `[M, heads, d]`."""
-        rows, width = block.rows.shape
-        kv, group, size = self.shape.kv_heads, self.group, self.shape.head_dim
-        taken = packed.index_select(0, block.rows.flatten())
-        split = taken.view(rows, width, kv, group, size)
-        return split.transpose(1, 2).reshape(rows * kv, width * group, size)
-
-    def _unqueries(self, blocked: Tensor, block: Block, out: Tensor) -> None:
-        """Write the real places of `[B * kv, Tq * group, d]` to packed `out: [M, heads * d]`."""
-        rows, width = block.rows.shape
-        kv, group, size = self.shape.kv_heads, self.group, self.shape.head_dim
-        flat = blocked.view(rows, kv, width, group * size).transpose(1, 2).reshape(rows * width, -1)
-        out.index_copy_(0, block.tokens, flat.index_select(0, block.real))
-
-    def _keys(self, packed: Tensor, block: Block) -> Tensor:
-        """`[B, kv, Tk, d]` of packed `[M, kv, d]`."""
-        rows, width = block.rows.shape
-        taken = packed.index_select(0, block.rows.flatten())
-        return taken.view(rows, width, self.shape.kv_heads, self.shape.head_dim).transpose(1, 2)
-
-    def _unkeys(self, blocked: Tensor, block: Block, out: Tensor) -> None:
-        """Write the real places of `[B, kv, Tk, d]` to packed `out: [M, kv, d]`."""
-        flat = blocked.transpose(1, 2).reshape(block.rows.numel(), self.shape.kv_heads, self.shape.head_dim)
-        out.index_copy_(0, block.tokens, flat.index_select(0, block.real))
-
-    def _probs(self, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-        scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=self.shape.head_dim**-0.5)
-        # bf16 softmax is twice as slow as the float32 one with its two casts (torch 2.13 CPU).
-        probs: Tensor = torch.softmax(scores, -1, dtype=self.wide)
-        return probs.to(self.dtype)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Context `[M, heads * d]` and what backward needs."""
-        layout = self.layout
-        out = torch.empty(len(query), self.shape.heads * self.shape.head_dim, dtype=self.dtype)
-        key_blocks = self._keys(key, layout.prompts), self._keys(key, layout.completions)
-        value_blocks = self._keys(value, layout.prompts), self._keys(value, layout.completions)
-        saved: list[Tensor] = []
-        for block, bias, first in (
-            (layout.prompts, self.prompt_bias, True),
-            (layout.completions, self.completion_bias, False),
-        ):
-            if not block.rows.numel():
-                continue
-            queries = self._queries(query, block)
-            keys, values = self._joined(key_blocks, first), self._joined(value_blocks, first)
-            probs = self._probs(queries, keys, bias)
-            self._unqueries(probs @ values, block, out)
-            saved += [queries, keys, values, probs]
-        return out, tuple(saved)
-
-    def _joined(self, blocks: tuple[Tensor, Tensor], first: bool) -> Tensor:
-        """Keys or values `[B * kv, Tk, d]` that a block's queries see."""
-        seen = blocks[0] if first else torch.cat([blocks[0].index_select(0, self.layout.parent), blocks[1]], 2)
-        return seen.reshape(-1, *seen.shape[2:])
-
-    def backward(self, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of packed query, key, value from that of the context `[M, heads * d]`."""
-        layout, shape = self.layout, self.shape
-        heads = grad.view(len(grad), shape.heads, shape.head_dim)
-        query_grad = torch.empty_like(grad)
-        key_grad = torch.empty(len(grad), shape.kv_heads, shape.head_dim, dtype=grad.dtype)
-        value_grad = torch.empty_like(key_grad)
-        totals: list[Tensor] = []
-        for number, block in enumerate((layout.prompts, layout.completions)):
-            if not block.rows.numel():
-                continue
-            keys, values = self._block_backward(heads, block, saved[4 * number : 4 * number + 4], query_grad)
-            totals += [keys, values]
-        if len(totals) == 4:
-            width = layout.prompts.rows.shape[1]
-            for total, shared, out in ((totals[0], totals[2], key_grad), (totals[1], totals[3], value_grad)):
-                total.index_add_(0, layout.parent, shared[:, :, :width])
-                self._unkeys(shared[:, :, width:], layout.completions, out)
-        self._unkeys(totals[0], layout.prompts, key_grad)
-        self._unkeys(totals[1], layout.prompts, value_grad)
-        return query_grad, key_grad, value_grad
-
-    def _block_backward(
-        self, heads: Tensor, block: Block, saved: tuple[Tensor, ...], query_grad: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Writes the block's share of the query gradient; returns those of its keys and values `[B, kv, Tk, d]`."""
-        queries, keys, values, probs = saved
-        rows, width = block.rows.shape
-        flat = torch.zeros(rows * width, *heads.shape[1:], dtype=heads.dtype)
-        flat.index_copy_(0, block.real, heads.index_select(0, block.tokens))
-        places = Block(torch.arange(rows * width).view(rows, width), block.real, block.tokens)
-        out_grad = self._queries(flat, places)
-        value_grad = probs.transpose(1, 2) @ out_grad
-        probs_grad = out_grad @ values.transpose(1, 2)
-        wide = torch._softmax_backward_data(probs_grad.to(self.wide), probs.to(self.wide), -1, self.wide)
-        scores_grad = wide.mul_(self.shape.head_dim**-0.5).to(self.dtype)
-        self._unqueries(scores_grad @ keys, block, query_grad)
-        key_grad = scores_grad.transpose(1, 2) @ queries
-        size = self.shape.head_dim
-        return key_grad.view(rows, -1, keys.shape[1], size), value_grad.view(rows, -1, keys.shape[1], size)
 
 
 @dataclass(frozen=True)
@@ -260,10 +126,14 @@ def gather(weights: tuple[Tensor, ...], context: Context) -> Matrices:
 
 
 class _Layer(torch.autograd.Function):
-    """One decoder layer on packed tokens: `x: [M, H]` residual stream in, residual stream out."""
+    """One decoder layer on packed tokens: `x: [M, H]` residual stream in, residual stream out.
+
+    With `keep: [K]` (distinct tokens) only these are computed beyond attention and returned, `[K, H]`:
+    nobody reads the others after the last layer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, context: Context, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, context: Context, keep: Tensor | None, x: Tensor, *weights: Tensor) -> Tensor:
         shape, dtype = context.shape, context.dtype
         w = gather(weights, context)
         before = NormState(x, shape.eps)
@@ -274,6 +144,8 @@ class _Layer(torch.autograd.Function):
         query_key = torch.view_as_real(turned).flatten(2).to(dtype)
         query, key, value = query_key[:, : shape.heads], query_key[:, shape.heads :], qkv[:, shape.rotated :]
         mixed, attention = context.attention.forward(query, key, value)
+        if keep is not None:
+            x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
         middle = x + mixed @ w.out.T
         after = NormState(middle, shape.eps)
         inner = after.unit.to(dtype)
@@ -282,6 +154,7 @@ class _Layer(torch.autograd.Function):
         product = active * up
         ctx.context, ctx.matrices, ctx.norms = context, w, (before, heads, after)
         ctx.attended = (entry, mixed, attention)
+        ctx.keep = keep
         ctx.mlp = (inner, gate, up, active, product)
         ctx.save_for_backward(*weights)
         result: Tensor = middle + product @ w.down.T
@@ -302,7 +175,7 @@ class _Layer(torch.autograd.Function):
         matrices = (*entering, out_wg, gate_wg * second, up_wg * second, down_wg)
         heads = ctx.context.shape.heads
         head_norms = (norm_g[:heads].sum(0), norm_g[heads:].sum(0))
-        return None, x_grad, first_g, second_g, *(m.to(first.dtype) for m in matrices), *head_norms
+        return None, None, x_grad, first_g, second_g, *(m.to(first.dtype) for m in matrices), *head_norms
 
 
 def _split_qkv(grad: Tensor, context: Context) -> tuple[Tensor, ...]:
@@ -323,14 +196,21 @@ def _attention_backward(middle_grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor, 
     before, heads, _ = ctx.norms
     entry, mixed, attention = ctx.attended
     narrow = middle_grad.to(dtype)
-    query_g, key_g, value_g = context.attention.backward(narrow @ w.out, attention)
-    query_key_g = torch.cat([query_g.view(len(narrow), shape.heads, -1), key_g], 1).to(middle_grad.dtype)
+    mixed_g = narrow @ w.out
+    if ctx.keep is not None:
+        mixed_g = mixed_g.new_zeros(len(entry), mixed_g.shape[1]).index_copy_(0, ctx.keep, mixed_g)
+    query_g, key_g, value_g = context.attention.backward(mixed_g, attention)
+    query_key_g = torch.cat([query_g.view(len(entry), shape.heads, -1), key_g], 1).to(middle_grad.dtype)
     turned = torch.view_as_complex(query_key_g.unflatten(2, (-1, 2))) * context.rotation.conj()
     normed_g = torch.view_as_real(turned).flatten(2)
     norm_g = (normed_g * heads.unit).sum(0)[:, torch.argsort(context.order)]
     raw_g = heads.backward(normed_g.mul_(w.head_norm))
     qkv_g = torch.cat([raw_g.to(dtype), value_g], 1).flatten(1)
-    x_grad = before.backward((qkv_g @ w.qkv).to(middle_grad.dtype)).add_(middle_grad)
+    x_grad = before.backward((qkv_g @ w.qkv).to(middle_grad.dtype))
+    if ctx.keep is None:
+        x_grad.add_(middle_grad)
+    else:
+        x_grad.index_add_(0, ctx.keep, middle_grad)  # the kept are distinct: nothing depends on an order
     return x_grad, qkv_g.T @ entry, narrow.T @ mixed, norm_g
 
 
@@ -368,14 +248,16 @@ def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> 
         interleave(shape.head_dim),
         dtype,
     )
+    kept, places = layout.predict.unique(return_inverse=True)
     for layer in base.layers:
         attention, mlp = layer.self_attn, layer.mlp
         x = _Layer.apply(
-            context, x, layer.input_layernorm.weight, layer.post_attention_layernorm.weight,
+            context, kept if layer is base.layers[-1] else None, x,
+            layer.input_layernorm.weight, layer.post_attention_layernorm.weight,
             attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, attention.o_proj.weight,
             mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
             attention.q_norm.weight, attention.k_norm.weight,
         )  # fmt: skip
-    states = F.rms_norm(x.index_select(0, layout.predict), (config.hidden_size,), base.norm.weight, config.rms_norm_eps)
+    states = F.rms_norm(x.index_select(0, places), (config.hidden_size,), base.norm.weight, config.rms_norm_eps)
     assert isinstance(states, Tensor)
     return states

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 Tokens = Sequence[int]
+PART_TOKENS, PADDING = 2048, 0.15
+"""Prompt tokens below which a part is not closed, and the share of padding from which it then is."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,32 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Prompts of similar length with all their completions: what attention computes at once.
+
+    Attributes:
+        prompts: attention block of the prompts.
+        completions: attention block of the completions that have more than one token (may be empty).
+        parent: [C] prompt row of each completion row.
+        prompt_bias: [prompts, Pw, Pw] float32, 0 where attention is allowed and -inf elsewhere.
+        completion_bias: [C, Tw, Pw + Tw] the same over prompt keys, then completion keys.
+    """
+
+    prompts: Block
+    completions: Block
+    parent: Tensor
+    prompt_bias: Tensor
+    completion_bias: Tensor
+
+
+@dataclass(frozen=True)
 class PackedLayout:
     """Packed input of some sequences, completions sharing equal prompts.
 
     Attributes:
         input_ids: [M] distinct tokens: all prompts, then all completions without their last token.
         positions: [M] position of each token in its sequence.
-        prompts: attention block of the prompts.
-        completions: attention block of the completions that have more than one token (may be empty).
-        parent: [C] prompt row of each completion row.
-        prompt_bias: [prompts, Pw, Pw] float32, 0 where attention is allowed and -inf elsewhere.
-        completion_bias: [C, Tw, Pw + Tw] the same over prompt keys, then completion keys.
+        parts: cover all tokens, each once.
         predict: [N] packed token whose state predicts each completion token.
         targets: [N] the completion tokens.
         segments: [N] sequence number of each completion token.
@@ -53,11 +70,7 @@ class PackedLayout:
 
     input_ids: Tensor
     positions: Tensor
-    prompts: Block
-    completions: Block
-    parent: Tensor
-    prompt_bias: Tensor
-    completion_bias: Tensor
+    parts: list[Part]
     predict: Tensor
     targets: Tensor
     segments: Tensor
@@ -138,22 +151,58 @@ def pack(sequences: Sequence[tuple[Tokens, Tokens]]) -> PackedLayout:
     prompt_positions = torch.arange(int(prompt_sizes.sum())) - prompt_starts.repeat_interleave(prompt_sizes)
     inner_positions = torch.arange(int(inner.sum())) - (inner.cumsum(0) - inner).repeat_interleave(inner)
     positions = torch.cat([prompt_positions, inner_positions + prompt_sizes[parent].repeat_interleave(inner)])
-    prompts = _block(prompt_starts, prompt_sizes)
-    longer = inner > 0
-    completions, parent = _block(starts[longer], inner[longer]), parent[longer]
     return PackedLayout(
         input_ids=torch.tensor(flat),
         positions=positions,
-        prompts=prompts,
-        completions=completions,
-        parent=parent,
-        prompt_bias=_causal(prompts.rows.shape[1]).expand(len(prompt_sizes), -1, -1),
-        completion_bias=_completion_bias(prompts, completions, prompt_sizes[parent]),
+        parts=[_part(rows, (prompt_starts, prompt_sizes), (starts, inner), parent) for rows in _parts(prompt_sizes)],
         predict=predict,
         targets=torch.tensor([token for _, completion in sequences for token in completion]),
         segments=segments,
         sizes=sizes.tolist(),
         real_tokens=sum(len(prompt) + len(completion) for prompt, completion in sequences),
+    )
+
+
+def _parts(sizes: Tensor) -> list[Tensor]:
+    """Prompt numbers of each part, longest first: a part ends where padding would exceed `PADDING` of it.
+
+    Scores are quadratic in a block's width, so that one long prompt would make those of all others costly;
+    small parts on the other hand cost more calls than they save.
+    """
+    parts: list[list[int]] = []
+    real = width = 0
+    ranked = sorted(enumerate(sizes.tolist()), key=lambda pair: -pair[1])
+    for number, size in ranked:
+        padded = 0 if not parts else width * (len(parts[-1]) + 1)
+        if not parts or (real >= PART_TOKENS and padded - real - size > PADDING * padded):
+            parts.append([])
+            real, width = 0, size
+        parts[-1].append(number)
+        real += size
+    return [torch.tensor(part) for part in parts]
+
+
+def _part(rows: Tensor, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], owner: Tensor) -> Part:
+    """The part of the prompts `rows`.
+
+    Args:
+        rows: prompt numbers.
+        prompts: starts and sizes of all prompts among the packed tokens.
+        completions: starts and sizes (without the last token) of all completions.
+        owner: prompt number of each completion.
+    """
+    place = torch.full_like(prompts[1], -1)
+    place[rows] = torch.arange(len(rows))
+    wanted = (place[owner] >= 0) & (completions[1] > 0)
+    parent = place[owner[wanted]]
+    asked = _block(prompts[0][rows], prompts[1][rows])
+    answers = _block(completions[0][wanted], completions[1][wanted])
+    return Part(
+        prompts=asked,
+        completions=answers,
+        parent=parent,
+        prompt_bias=_causal(asked.rows.shape[1]).expand(len(rows), -1, -1),
+        completion_bias=_completion_bias(asked, answers, prompts[1][rows][parent]),
     )
 
 

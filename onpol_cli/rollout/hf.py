@@ -26,8 +26,8 @@ from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vo
 from onpol_cli.rollout.lean import LeanDecoder, supports
 from onpol_cli.rollout.sampling import draw, draw_keys, repetition_penalty
 
-PREFILL_TOKENS = 8192
-"""Prompt tokens run through the model at once."""
+PREFILL_TOKENS, PREFILL_TOKENS_CPU = 8192, 1024
+"""Prompt tokens run through the model at once; on a CPU few, since there padding costs more than small products."""
 FIRST_TOKENS = 64
 """Room for completions that the cache starts with; it grows when needed."""
 
@@ -84,8 +84,8 @@ class Tape:
 class Queue:
     """Waiting rollouts, longest prompts first, with their prompts prefilled in bulk just in time."""
 
-    def __init__(self, decoder: Decoder, prompts: Sequence[Prompt], jobs: Sequence[Job]) -> None:
-        self.decoder, self.prompts = decoder, prompts
+    def __init__(self, decoder: Decoder, prompts: Sequence[Prompt], jobs: Sequence[Job], budget: int) -> None:
+        self.decoder, self.prompts, self.budget = decoder, prompts, budget
         # neighbours of similar length waste little padding; the result does not depend on the order
         self.jobs = sorted(jobs, key=lambda job: (-len(prompts[job.prompt].ids), job.place))
         self.next = 0
@@ -98,7 +98,7 @@ class Queue:
         batch: list[int] = []
         for number in [n for n in wanted if n not in self.prefixes] + [-1]:
             longest = max([len(self.prompts[n].ids) for n in [*batch, number] if n >= 0], default=0)
-            if batch and (number < 0 or longest * (len(batch) + 1) > PREFILL_TOKENS):
+            if batch and (number < 0 or longest * (len(batch) + 1) > self.budget):
                 prefix = self.decoder.prefill([self.prompts[n].ids for n in batch])
                 self.prefixes |= {n: (prefix, row) for row, n in enumerate(batch)}
                 batch = []
@@ -154,6 +154,9 @@ class HfEngine:
         self.decoder.load(merged_weights(model))
         self.weight_version = 0
         self.last_stats = EngineStats()
+        # a decoder that is not continuous decodes what was prefilled together: there a small batch would stay small
+        few = self.device.type == "cpu" and self.decoder.continuous
+        self.prefill_tokens = PREFILL_TOKENS_CPU if few else PREFILL_TOKENS
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Rollout]:
         """Rollouts ordered by prompt, then sample; independent of what else is in the call."""
@@ -183,7 +186,7 @@ class HfEngine:
     def _run(self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: SamplingConfig) -> Tape:
         """The decode loop: draw for every sequence, drop finished ones, admit waiting ones, decode."""
         tape = Tape(jobs, prompts, self.device)
-        queue = Queue(self.decoder, prompts, jobs)
+        queue = Queue(self.decoder, prompts, jobs, self.prefill_tokens)
         slots = min(self._slots(prompts, sampling), len(jobs))
         self.decoder.keep([])  # whatever an interrupted call left behind
         self.decoder.reserve(slots, max(len(prompt.ids) for prompt in prompts) + FIRST_TOKENS)

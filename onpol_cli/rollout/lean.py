@@ -235,15 +235,18 @@ class LeanDecoder:
         cos = self.cos[:longest].repeat(count, 1).unsqueeze(1)
         sin = self.sin[:longest].repeat(count, 1).unsqueeze(1)
         stored = self.cache.new_empty(s.layers, 2, count, s.kv_heads, longest, s.head_dim)
+        last = torch.tensor([row * longest + length - 1 for row, length in enumerate(lengths)], device=self.device)
         for number, layer in enumerate(self.layers):
             q, k, v = (t.reshape(count, longest, -1, s.head_dim).transpose(1, 2)
                        for t in self._attend_inputs(layer, x, cos, sin))
             stored[number, 0], stored[number, 1] = k, v
             # padding stands on the right, where causal attention never looks
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=s.heads != s.kv_heads)
-            x = self._finish(layer, x, mixed.transpose(1, 2).reshape(count * longest, -1))
-        last = torch.tensor([row * longest + length - 1 for row, length in enumerate(lengths)], device=self.device)
-        return Prefix(self._logits(x[last]), stored, lengths)
+            mixed = mixed.transpose(1, 2).reshape(count * longest, -1)
+            if layer is self.layers[-1]:  # beyond its keys and values only the last tokens matter
+                x, mixed = x[last], mixed[last]
+            x = self._finish(layer, x, mixed)
+        return Prefix(self._logits(x), stored, lengths)
 
     @torch.inference_mode()
     def admit(self, prefix: Prefix, rows: Sequence[int]) -> Tensor:

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from learner_cases import CPU, make_examples, make_learner, make_model, make_sequences
 
 from onpol_cli.core.config import LoraConfig
-from onpol_cli.learner import native
+from onpol_cli.learner import native, packed
 from onpol_cli.learner.batch import lay_out
 from onpol_cli.learner.model import add_adapters
 from onpol_cli.learner.packed import pack, plan_packed
@@ -23,11 +23,38 @@ def both(model, sequences, dtype):
     return states.flatten(0, 1)[padded.predict], native.decode(model, packed, dtype)
 
 
+@pytest.fixture(params=["one part", "many parts"])
+def parts(request):
+    """Attention over all prompts at once, and over as many parts as there are prompt lengths."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "many parts":
+            patch.setattr(packed, "PART_TOKENS", 0)
+            patch.setattr(packed, "PADDING", 0.0)
+        yield request.param
+
+
+def test_parts_hold_every_token_once_and_little_padding(monkeypatch):
+    monkeypatch.setattr(packed, "PART_TOKENS", 30)
+    sequences = [([1] * (5 + 3 * n), list(range(1, 2 + n % 3))) for n in range(20)] * 2
+    layout = pack(sequences)
+    assert len(layout.parts) > 2
+    blocks = [block for part in layout.parts for block in (part.prompts, part.completions)]
+    assert sorted(torch.cat([block.tokens for block in blocks]).tolist()) == list(range(layout.padded_tokens))
+    computed = sum(part.prompts.rows.numel() for part in layout.parts)
+    real = sum(len(part.prompts.real) for part in layout.parts)
+    assert real == sum({len(prompt) for prompt, _ in sequences})
+    assert computed < 1.25 * real < 62 * 20
+
+
 @given(count=st.integers(1, 9), prompts=st.integers(1, 4), longest=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(max_examples=12, deadline=None, derandomize=True)
-def test_states_and_gradients_equal_transformers(count, prompts, longest, seed):
+@settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_states_and_gradients_equal_transformers(parts, count, prompts, longest, seed):
     model = make_model(seed)
     sequences = make_sequences(count, seed, prompts, 1, longest)
+    lengths = {len(prompt) for prompt, _ in sequences}
+    assert len(pack(sequences).parts) == (1 if parts == "one part" else len(lengths))
     wanted, got = both(model, sequences, torch.float64)
     assert torch.allclose(wanted, got, atol=1e-5)
     upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
