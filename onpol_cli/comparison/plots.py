@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onpol_cli.comparison.curves import series, smooth
+from onpol_cli.comparison.frames import amount
 from onpol_cli.comparison.judge import association_points
 from onpol_cli.comparison.ledger import REWARD, SMOOTHED, course, validation_benches
 from onpol_cli.comparison.records import EvalRun
@@ -199,6 +200,7 @@ def cost_curves(scores: Scores) -> Figure | None:
                 axis.plot(path[cost], score, dash, color=_colour(scores, run.label), label=label, linewidth=1.3)
             axis.set_xlabel(word)
             axis.set_ylabel(title)
+            axis.xaxis.set_major_formatter(lambda value, _: amount(value))
         named.add(run.label)
     axes[0].legend()
     return figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpol_cli.core.compose import compose
 from onpol_cli.core.config import Config
-from onpol_cli.core.console import LOGGER, show, show_json
+from onpol_cli.core.console import LOGGER, say, show, show_json
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.stages import doctor_checks as checks
 from onpol_cli.stages.doctor_checks import Finding, Level
@@ -37,6 +37,9 @@ def run_doctor(overrides: Sequence[str], *, plan: bool, as_json: bool) -> None:
         show_json({"ok": not bad, "findings": [asdict(finding) for finding in findings]})
     else:
         show(findings_table(findings))
+        if not bad:
+            warned = sum(finding.level is Level.warning for finding in findings)
+            say(f"Ready: this configuration can run here{f' ({warned} warnings)' if warned else ''}.")
     if bad:
         raise RunFailed(f"This cannot run here: {'; '.join(f'{f.check}: {f.message}' for f in bad)}.")
     return None

@@ -153,7 +153,7 @@ def check_disk(config: Config) -> list[Finding]:
     weights = weights_gb(config)
     saves = config.run.keep_last + 1 if config.run.save_every else 1
     needed = weights * (HEADROOM + saves * OPTIMISER_COPIES)
-    message = f"{free:.1f} GB free at {place}, about {needed:.1f} GB wanted per run"
+    message = f"{free:.1f} GB free at {place}, about {max(needed, 0.1):.1f} GB wanted per run"
     if free < needed:
         return [failure("disk", message, "Free space (onpol runs prune --states --yes) or choose paths.runs=DIR.")]
     return [ok("disk", message)]
