@@ -353,7 +353,7 @@ class SandboxConfig:
     """Limits for untrusted programs. Each holds per program."""
 
     workers: int = 0
-    """0: one per core."""
+    """0: one per core and one more, which works while a program sleeps or another worker starts one."""
     cpu_s: float = 4.0
     """CPU seconds; the verdict's limit."""
     wall_s: float = 20.0
@@ -381,6 +381,9 @@ class EvalConfig:
     temperatures: list[float] = field(default_factory=lambda: [1.0])
     """One evaluation per temperature; the first is the headline. 0 is greedy."""
     max_new_tokens: int = 192
+    originals: bool = True
+    """Also run the originals of minimal-edit once in each environment, for the scores on problems whose
+    original passes."""
     kl: bool = True
     """Also measure KL(base || model) and KL(model || base) on held-out prompts."""
     kl_problems: int = 200

@@ -84,7 +84,7 @@ class Sandbox:
         """
         self._plan = isolation.checked_plan(config)
         self.limits = Limits.from_config(config)
-        self._size = config.workers or len(os.sched_getaffinity(0))
+        self._size = config.workers or len(os.sched_getaffinity(0)) + 1
         self._preload = list(dict.fromkeys([*config.preload, *preload]))
         self._space_mb = max(64, 8 * config.file_mb)
         self._lock = threading.RLock()

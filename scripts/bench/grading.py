@@ -11,6 +11,7 @@ Parts (`--only`):
   trivial  1,000 trivial stdin solutions of a problem with one test, ours and official;
   asserts  1,000 small pure-Python programs with 5 asserts each, programs a second;
   edit400  the 400-task file of Minimal Code Edit, originals and corrupted.
+With --out each part replaces its own entry of grading.json, with the command and load that it was made under.
 Wall seconds and CPU seconds (all processes) are shown: on a loaded machine compare the latter.
 """
 
@@ -181,7 +182,7 @@ def asserts(options: argparse.Namespace) -> dict[str, Any]:
     lines = "\n".join(f"assert f({n}) == {n * n + 1}" for n in range(5))
     tests = EditTests(kind="assert", source=lines, entry_point="f", parameters=("x",))
     jobs = [tests.job(f"def f(x):\n    y = x * x  # {n}\n    return y + 1\n") for n in range(ASSERTS)]
-    with Sandbox(SandboxConfig(workers=options.processes)) as sandbox:
+    with Sandbox(SandboxConfig(workers=options.workers)) as sandbox:
         sandbox.run(jobs[:8])
         start = time.perf_counter()
         verdicts = sandbox.run(jobs)
@@ -203,7 +204,7 @@ def edit400(options: argparse.Namespace) -> dict[str, Any]:
     problems = task.problems("test")
     answers = [Answer(p, 0, Completion(p.original, is_code=True)) for p in problems]
     answers += [Answer(p, 1, Completion(p.corrupted, is_code=True)) for p in problems]
-    part = run_ours(task, answers, options.processes, ["minimal-edit"])
+    part = run_ours(task, answers, options.workers, ["minimal-edit"])
     passed = part.pop("passed")
     half = len(problems)
     part |= {"originals_pass": sum(passed[:half]), "corrupted_pass": sum(passed[half:])}
@@ -231,12 +232,18 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path(os.environ.get("ONPOL_DATA", ROOT.parent / "shared" / "data"))
     )
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="of both evaluators, side by side")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="of the sandbox, for asserts and edit400; 0: its default"
+    )
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--out", type=Path, help="folder for grading.json")
     options = parser.parse_args()
     found: dict[str, Any] = {
+        "command": " ".join(["python", "scripts/bench/grading.py", *sys.argv[1:]]),
+        "cores": len(os.sched_getaffinity(0)),
         "processes": options.processes,
+        "workers": options.workers,
         "load": os.getloadavg()[0],
         "python": sys.version.split()[0],
     }
@@ -249,7 +256,11 @@ def main() -> None:
         found[name] = PARTS[name](options)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "grading.json").write_text(json.dumps(found, indent=2) + "\n")
+        file = options.out / "grading.json"
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+        for name in options.only.split(","):
+            kept[name] = {**{key: value for key, value in found.items() if key not in PARTS}, **found[name]}
+        file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

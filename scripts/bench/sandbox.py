@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 from onpol_cli.core.config import SandboxConfig
 from onpol_cli.sandbox import AssertJob, CallJob, Job, Sandbox, StdinJob
@@ -59,7 +60,7 @@ def measure(job: Job, programs: int, workers: int) -> dict[str, float]:
         began = time.perf_counter()
         sandbox.run([job])
         start = time.perf_counter() - began
-        sandbox.run([job] * workers)
+        sandbox.run([job] * 8)
         began = time.perf_counter()
         verdicts = sandbox.run([job] * programs)
         seconds = time.perf_counter() - began
@@ -72,7 +73,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--programs", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=0, help="0: the sandbox's default")
+    parser.add_argument("--out", type=Path, help="folder for sandbox.json")
     arguments = parser.parse_args()
     with Sandbox(SandboxConfig()) as sandbox:
         isolation = sandbox.isolation
@@ -80,8 +82,20 @@ def main() -> None:
     for name, figures in found.items():
         sys.stdout.write(f"{name:8} {figures['per_second']:8.1f} programs/s {figures['cpu_ms']:6.2f} ms CPU\n")
     load = round(os.getloadavg()[0], 1)
-    line = {"bench": "sandbox", "isolation": isolation, "workers": arguments.workers, "load": load, **found}
+    command = " ".join(["python", "scripts/bench/sandbox.py", *sys.argv[1:]])
+    line = {
+        "bench": "sandbox",
+        "command": command,
+        "cores": len(os.sched_getaffinity(0)),
+        "isolation": isolation,
+        "workers": arguments.workers,
+        "load": load,
+        **found,
+    }
     sys.stdout.write(json.dumps(line) + "\n")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "sandbox.json").write_text(json.dumps(line, indent=1) + "\n")
 
 
 if __name__ == "__main__":

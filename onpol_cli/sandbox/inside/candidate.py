@@ -67,8 +67,14 @@ def preload(modules: Sequence[str]) -> None:
         sys.modules["numpy"].random.seed(0)
 
 
-def warm_up() -> None:
-    """Do once in the zygote what Python puts off to the first use, so that no fork pays for it."""
+def warm_up(folder: str) -> None:
+    """Do once in the zygote what is the same for every program, so that no fork pays for it.
+
+    Each page that a program touches first is copied for it, so that a little work costs much.
+    """
+    os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)
+    for number in range(3):
+        _open_stream(number)
     site = importlib.import_module("site")  # -S left out exit() and quit()
     site.setquit()
     site.sethelper()
@@ -85,12 +91,11 @@ def become_program(fds: Descriptors, folder: str, limits: dict[str, Any], nproc:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     line = _descriptors(fds)
     os.chdir(folder)
-    os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)
     kernel.limit(limits, nproc)
-    kernel.die_with_parent()
-    if limits["shares_pids"]:
+    if limits["shares_pids"]:  # else the zygote is process 1, and all end with it
+        kernel.die_with_parent()
         kernel.confine_signals(os.getpid())
-    sys.modules["random"].seed(0)  # forking reseeds; programs see the same numbers every time
+    sys.modules["random"].seed(0)  # forking may reseed; programs see the same numbers every time
     sock = frames.wrap(line)
     try:
         header = codec.loads(frames.receive(sock))
@@ -112,11 +117,18 @@ def _descriptors(fds: Descriptors) -> int:
     os.dup2(line, 3)
     os.closerange(4, FIRST_KEPT)
     os.closerange(FIRST_KEPT + 16, 65536)
-    for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        stream = open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+    for number, given in enumerate((fds.stdin, fds.stdout)):
+        if given is not None:  # the streams of `warm_up` know only that /dev/null can be sought in
+            _open_stream(number)
     return 3
+
+
+def _open_stream(number: int) -> None:
+    """Make sys.stdin, stdout or stderr anew on its descriptor."""
+    name, mode = ("stdin", "stdout", "stderr")[number], "r" if number == 0 else "w"
+    stream = open(number, mode, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def new_module(name: str, source: str) -> types.ModuleType:

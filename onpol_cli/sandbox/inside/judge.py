@@ -7,6 +7,7 @@ that comes from a program is decoded to plain data before it is looked at.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -230,6 +231,7 @@ def serve(options: dict[str, Any]) -> NoReturn:
     pool = frames.wrap(options["fds"][0])
     control = socket.socket(fileno=options["fds"][1])
     compile("0", "<warm up>", "eval")  # the first compile() is dear, and forks for scripts need it
+    gc.freeze()  # they then do not copy the pages of what is already loaded
     try:
         control.recv(65536)  # the zygote has loaded its modules
         frames.send(pool, codec.dumps({"ready": True}))

@@ -19,6 +19,7 @@ from typing import Any
 MIB = 1024 * 1024
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _LIBC: Any = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_FORK: Any = ctypes.PyDLL(None, use_errno=True).fork if sys.platform == "linux" else None
 # Refused with EPERM: other processes' memory, mounts, namespaces, kernel programs, key rings, System V
 # segments (they outlive processes), io_uring (it would bypass this filter). Numbers by architecture from
 # the kernel's unistd tables.
@@ -50,6 +51,22 @@ def _prctl(option: int, value: int, pointer: Any = 0) -> bool:
 def set_dumpable(on: bool) -> bool:
     """Whether processes of the same user may trace this one and read its /proc/PID/mem."""
     return _prctl(_PR_SET_DUMPABLE, int(on))
+
+
+def fork() -> int:
+    """Fork this process, which has one thread; like `os.fork`, at a third of its cost.
+
+    The child does not run Python's at-fork handlers: they reset locks and threads that a process of one
+    thread does not have, and reseed `random`, which programs get seeded anyway; in doing so they touch,
+    and so copy, some 200 pages. The interpreter lock stays held throughout (PyDLL).
+    """
+    if _FORK is None:
+        return os.fork()
+    pid = int(_FORK())
+    if pid < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return pid
 
 
 def die_with_parent() -> bool:
@@ -156,11 +173,11 @@ def _lower(which: int, soft: float, hard: float | None = None) -> None:
 def limit(limits: dict[str, Any], nproc: int | None) -> None:
     """Set the rlimits of one program, in its own process, after the fork and before its code.
 
-    Address space is counted on top of what the preloaded modules already map.
+    Address space is counted on top of what the preloaded modules already map (`mapped`, bytes).
     """
     seconds = math.ceil(limits["cpu"]) + 1
     _lower(resource.RLIMIT_CPU, seconds, seconds + 1)
-    _lower(resource.RLIMIT_AS, mapped_bytes() + limits["memory_mb"] * MIB)
+    _lower(resource.RLIMIT_AS, limits["mapped"] + limits["memory_mb"] * MIB)
     _lower(resource.RLIMIT_FSIZE, limits["file_mb"] * MIB)
     _lower(resource.RLIMIT_NOFILE, limits["open_files"])
     _lower(resource.RLIMIT_CORE, 0)

@@ -289,7 +289,7 @@ def _items(run, item, cls):
 
 
 def _run_class(run):
-    """Run the TestCase class: (number of tests run, failures)."""
+    """Run the TestCase class up to its first failure: (number of tests run, failures)."""
     unittest = run["unittest"]
     run["case"] = run["tests"][run["late"]["class_name"]]
     suite = unittest.TestLoader().loadTestsFromTestCase(run["case"])
@@ -297,6 +297,7 @@ def _run_class(run):
     result = unittest.TestResult()
     succeeded = []
     result.addSuccess = succeeded.append
+    result.failfast = True
     suite.run(result)
     failures = []
     for test, trace in result.failures + result.errors:

@@ -84,7 +84,7 @@ def judge_script(session: Any, job: dict[str, Any], parts: list[bytes]) -> dict[
     if failure:
         return failure
     reading, writing = os.pipe()
-    pid = os.fork()
+    pid = kernel.fork()
     if pid == 0:
         _script_process(session, job, writing)
     os.close(writing)

@@ -30,7 +30,8 @@ class Files:
         self.user = os.getuid() if own_user else -2
         self.private = scratch is None
         self.root = scratch or "/tmp"
-        self.count = 0
+        self.folder = f"{self.root}/program"
+        """Working folder of each program, one after the other."""
         self.kept: set[str] = set()
         if scratch is not None:
             os.makedirs(scratch, mode=0o700, exist_ok=True)
@@ -39,10 +40,8 @@ class Files:
 
     def new(self) -> str:
         """An empty folder for one program."""
-        self.count += 1
-        folder = f"{self.root}/program-{self.count}"
-        os.mkdir(folder, 0o700)
-        return folder
+        os.mkdir(self.folder, 0o700)
+        return self.folder
 
     def clean(self) -> bool:
         """Delete what the last program left. False if there is too much of it."""

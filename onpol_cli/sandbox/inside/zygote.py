@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from typing import Any, NoReturn
 
@@ -38,6 +39,7 @@ class Zygote:
         self.nproc_base = self._nproc_base(options)
         self.files = sweep.Files(options["scratch"], options["uid"] is not None)
         self.own_rss = 0.0
+        self.mapped = 0
 
     @staticmethod
     def _nproc_base(options: dict[str, Any]) -> int | None:
@@ -65,6 +67,7 @@ class Zygote:
         gc.collect()
         gc.freeze()  # children then do not copy the pages of what is already loaded
         self.own_rss = _memory_mib("self")
+        self.mapped = kernel.mapped_bytes()
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Next control message; leaves for good when the judge is gone."""
@@ -121,14 +124,15 @@ class Program:
     """One program while it runs."""
 
     def __init__(self, zygote: Zygote, limits: dict[str, Any], fds: list[int]) -> None:
-        self.zygote, self.limits = zygote, {**limits, "shares_pids": os.getpid() != 1}
+        self.zygote = zygote
+        self.limits = {**limits, "mapped": zygote.mapped, "shares_pids": os.getpid() != 1}
         self.cpu_reaped = self.mark_cpu = 0.0
         self.status: int | None = None
         self.reason: str | None = None
         self.folder = zygote.files.new()
         self.started = self.marked = time.monotonic()
         self.ended = 0.0
-        self.pid = os.fork()
+        self.pid = kernel.fork() if threading.active_count() == 1 else os.fork()
         if self.pid == 0:
             self._child(fds)
         for fd in fds:
@@ -272,7 +276,7 @@ def serve(options: dict[str, Any]) -> NoReturn:
     zygote = Zygote(options)
     kernel.adopt_orphans()
     preload(options["preload"])
-    warm_up()
+    warm_up(zygote.files.folder)
     zygote.settle()
     zygote.send({"ready": os.getpid()})
     zygote.serve()
