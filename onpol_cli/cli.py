@@ -277,7 +277,13 @@ def data_prepare(
     families: Annotated[
         str, typer.Option("--families", metavar="NAMES", help="in-domain, out-of-domain, all, or a comma list.")
     ] = "out-of-domain",
-    max_corruptions: Annotated[int, typer.Option("--max-corruptions", min=1, help="At most so many a problem.")] = 20,
+    max_corruptions: Annotated[
+        int,
+        typer.Option("--max-corruptions", min=1, help="Most edits in one program: as many as apply, up to this many."),
+    ] = 20,
+    per_problem: Annotated[
+        int, typer.Option("--per-problem", min=1, help="Most corrupted programs kept of one source problem.")
+    ] = 1,
     limit: Annotated[int, typer.Option("--limit", help="Source problems to use (0: all).")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw of corruptions.")] = 0,
     exclude: Annotated[
@@ -290,7 +296,9 @@ def data_prepare(
     from onpol_cli.stages.data import PrepareRequest, prepare_data
 
     prepare_data(
-        PrepareRequest(name, source, out, data_file, families, max_corruptions, limit, seed, exclude, resume, as_json)
+        PrepareRequest(
+            name, source, out, data_file, families, max_corruptions, per_problem, limit, seed, exclude, resume, as_json
+        )
     )
 
 

@@ -21,7 +21,8 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_onpol_variables(monkeypatch):
-    """No test sees switches that a shell or another test has set."""
+def no_onpol_variables(monkeypatch, tmp_path_factory):
+    """No test sees switches that a shell or another test has set, nor what a user's cache remembers."""
     for name in ("ONPOL_DEBUG", "ONPOL_PLAIN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ONPOL_CACHE", str(tmp_path_factory.mktemp("cache")))

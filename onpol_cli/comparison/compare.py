@@ -50,6 +50,7 @@ class Comparison:
         """Numbers of every table, by file name."""
         made = {
             "scores": tables.score_rows(self.scores),
+            "usable": tables.usable_rows(self.scores),
             "differences": tables.difference_rows(self.scores),
             "claims": tables.claim_rows(self.judged),
             "forgetting": [_lost_and_won(item) for item in self.forgotten],
@@ -72,7 +73,9 @@ class Comparison:
         """Tables of text by section."""
         rows = self.rows
         makers = {
-            "Scores": lambda: frames.paper_frames(self.scores, rows["scores"]),
+            "Scores": lambda: [
+                *frames.paper_frames(self.scores, rows["scores"]), *frames.usable_frames(rows.get("usable", [])),
+            ],
             "Differences": lambda: _one(rows, "differences", lambda r: _differences(self.scores, r)),
             "Training": lambda: _one(rows, "curves", frames.curve_frame),
             "Forgetting": lambda: [

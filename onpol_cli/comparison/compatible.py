@@ -12,9 +12,9 @@ from typing import Any
 from onpol_cli.comparison.records import EvalRun
 from onpol_cli.core.errors import OnpolError
 
-_NOT_SETTINGS = frozenset({"benches", "data", "kl"})
+_NOT_SETTINGS = frozenset({"benches", "data", "kl", "originals"})
 """Keys of eval_settings that may differ: which benches were run (each is compared only with itself),
-where their files lie (hashes are compared instead), and whether divergences were measured."""
+where their files lie (hashes are compared instead), and whether divergences were measured and originals run."""
 
 
 def check_compatible(runs: Sequence[EvalRun], *, force: bool = False) -> list[str]:

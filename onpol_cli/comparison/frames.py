@@ -114,6 +114,22 @@ def _paper_frame(
     return Frame(name, title, ("model", *titles), body, tuple(notes), heat == scores.headline, frozenset(minor))
 
 
+def usable_frames(rows: Rows) -> list[Frame]:
+    """Per edit bench, the scores on those problems whose original passes where the evaluation ran."""
+    found = []
+    for bench in dict.fromkeys(row["bench"] for row in rows):
+        own = [row for row in rows if row["bench"] == bench]
+        titles = dict.fromkeys(row["title"] for row in own)
+        cells = {(row["model"], row["title"]): f"{ranged(row)} n={row['n']}" for row in own}
+        body = [
+            [model, *(cells.get((model, title), "–") for title in titles)]
+            for model in dict.fromkeys(row["model"] for row in own)
+        ]
+        title = f"{bench}: the {own[0]['problems']} problems whose original passes here"
+        found.append(Frame(f"usable-{bench}", title, ("model", *titles), body, (), True))
+    return found
+
+
 def difference_frame(scores: Scores, rows: Rows, *, brief: bool, note: str = "") -> Frame:
     """Paired differences; `brief` keeps those against the base and between a student and its tutor, and adds `note`."""
     tutors = {(run.label, run.tutor_label) for run in scores.runs if run.tutor_label}

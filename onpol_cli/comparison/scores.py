@@ -176,6 +176,18 @@ class Scores:
             self._columns[key] = _build(self, bench, temperature, METRICS[metric])
         return self._columns[key]
 
+    def usable(self, bench: str) -> frozenset[str] | None:
+        """Problems whose original passed where each run was evaluated; None unless every run knows it of every one."""
+        found: set[str] | None = None
+        for run in self.runs:
+            rows = [row for (name, _), row in run.problems.items() if name == bench]
+            if not all("original_passes" in row for row in rows):
+                return None
+            if rows:
+                passing = {str(row["problem_id"]) for row in rows if row["original_passes"]}
+                found = passing if found is None else found & passing
+        return None if found is None else frozenset(found)
+
     def bench(self, wanted: str) -> str:
         """A bench by name, or by role: `edit` is the first edit bench, `forgetting` the first other one.
 

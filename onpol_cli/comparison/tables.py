@@ -18,7 +18,7 @@ from onpol_cli.comparison.estimate import Estimate, score
 from onpol_cli.comparison.judge import JudgedClaim
 from onpol_cli.comparison.ledger import REWARD
 from onpol_cli.comparison.power import Need, needed
-from onpol_cli.comparison.scores import METRICS, Scores
+from onpol_cli.comparison.scores import METRICS, Column, Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm
 from onpol_cli.core.types import Outcome
 
@@ -27,19 +27,35 @@ Rows = list[dict[str, Any]]
 
 def score_rows(scores: Scores) -> Rows:
     """One row per bench, temperature, metric and label; `seeds` holds every seed's own value."""
+    cells = [
+        (b, heat, metric.name) for b in scores.benches for heat in scores.temperatures for metric in scores.metrics(b)
+    ]
+    columns = [column for cell in cells if (column := scores.column(*cell)) is not None]
+    return [row for column in columns for row in _score_rows(scores, column)]
+
+
+def _score_rows(scores: Scores, column: Column) -> Rows:
+    """One row a label."""
     rows = []
-    for bench in scores.benches:
-        for heat in scores.temperatures:
-            for metric in scores.metrics(bench):
-                column = scores.column(bench, heat, metric.name)
-                for label in [] if column is None else [name for name in scores.labels if name in column.labels()]:
-                    assert column is not None
-                    estimate = score(column, label)
-                    rows.append(
-                        {"model": label, "bench": bench, "temperature": heat, "metric": metric.name,
-                         "title": metric.title, **_numbers(estimate), "samples": column.samples,
-                         "seeds": dict(estimate.by_seed), "interval": estimate.method}
-                    )  # fmt: skip
+    for label in [name for name in scores.labels if name in column.labels()]:
+        estimate = score(column, label)
+        rows.append(
+            {"model": label, "bench": column.bench, "temperature": column.temperature, "metric": column.metric.name,
+             "title": column.metric.title, **_numbers(estimate), "samples": column.samples,
+             "seeds": dict(estimate.by_seed), "interval": estimate.method}
+        )  # fmt: skip
+    return rows
+
+
+def usable_rows(scores: Scores) -> Rows:
+    """Scores of edit benches at the headline temperature on the problems whose original passes, where known."""
+    rows: Rows = []
+    for bench in scores.edit_benches:
+        names = scores.usable(bench)
+        columns = [scores.column(bench, scores.headline, metric.name) for metric in scores.metrics(bench)]
+        for column in columns if names else []:
+            assert names is not None and column is not None
+            rows += [{**row, "problems": len(names)} for row in _score_rows(scores, column.only(names))]
     return rows
 
 

@@ -6,7 +6,7 @@ sandbox, builds the tasks and shows the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -64,7 +64,6 @@ def evaluate_answers(
     write: Write,
     *,
     on_progress: Progress | None = None,
-    usable: Mapping[str, Collection[str]] | None = None,
     on_bench: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Grade a plan into `samples_file` and summarise it.
@@ -74,7 +73,6 @@ def evaluate_answers(
         samples_file: samples.jsonl of the run directory; what it already holds is not graded again.
         write: appends lines to that file.
         on_progress: told (graded, total) of the bench at work.
-        usable: by bench, ids of the problems whose original passes here.
         on_bench: told the name of each bench as its grading starts.
 
     Returns:
@@ -91,5 +89,5 @@ def evaluate_answers(
         rows = grade_answers(task, plan.answers[name], write, done=done, on_progress=on_progress)
         if isinstance(task, Exporting):
             task.export(samples_file.parent, rows)
-        summaries[name] = summarise(plan.problems[name], rows, (usable or {}).get(name))
+        summaries[name] = summarise(plan.problems[name], rows)
     return summaries

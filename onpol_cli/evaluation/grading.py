@@ -1,7 +1,8 @@
 """Grading many answers so that an interruption loses almost nothing.
 
 Owns the order of work: answers are graded as a stream or in chunks, and every line is written as soon as
-it and all before it are known. Ctrl-C keeps what is written; the same command skips it and goes on.
+it and all before it are known. Ctrl-C writes what is known out of order, too; the same command skips all
+of it and goes on.
 What a grade is, is the task's; what a line holds is `records`.
 """
 
@@ -73,10 +74,13 @@ def grade_answers(
         tell(len(rows) - len(todo) + ready.written, len(rows))
 
     items = [(answers[index].problem, answers[index].completion) for index in todo]
-    if isinstance(task, Streaming):
-        task.grade_each(items, graded)
-    else:
-        _in_chunks(task, items, graded)
+    try:
+        if isinstance(task, Streaming):
+            task.grade_each(items, graded)
+        else:
+            _in_chunks(task, items, graded)
+    finally:
+        ready.write_rest()
     return [row for row in rows if row is not None]
 
 
@@ -115,3 +119,9 @@ class _InOrder:
         if batch:
             self.write(batch)
             self.written += len(batch)
+
+    def write_rest(self) -> None:
+        """Write what waits for lines that will not come any more (nothing, unless interrupted)."""
+        if self._waiting:
+            self.write([self._waiting[position] for position in sorted(self._waiting)])
+            self._waiting.clear()

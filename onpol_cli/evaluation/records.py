@@ -19,7 +19,7 @@ Row = dict[str, Any]
 Key = tuple[str, str, int, float | None]
 """(bench, problem id, sample, temperature or None)."""
 
-_COPIED_META = ("difficulty", "platform", "contest_date", "erratum")
+_COPIED_META = ("difficulty", "platform", "contest_date", "erratum", "original_passes")
 
 
 def sample_row(bench: str, answer: Answer, grade: Grade) -> Row:
@@ -27,7 +27,8 @@ def sample_row(bench: str, answer: Answer, grade: Grade) -> Row:
 
     `bench, problem_id, sample, outcome, reward, completion, code, detail` always;
     `excess_levenshtein, added_cc, families` for edit benches (null where undefined); difficulty,
-    platform and date where the problem has them; then the grade's and the answer's extra keys.
+    platform, date and whether the original passes here, where that is known; then the grade's and the
+    answer's extra keys.
     """
     problem = answer.problem
     row: Row = {

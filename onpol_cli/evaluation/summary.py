@@ -12,7 +12,7 @@ problems. A problem without an answer (`--partial`) counts as one whose answers 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from onpol_cli.core.intervals import Interval, bootstrap_mean, bootstrap_ratio, wilson
@@ -23,18 +23,17 @@ from onpol_cli.evaluation.records import Row
 SEED = 20240607
 """Of the bootstrap, so that the same lines always give the same interval."""
 EDIT_METRICS = ("excess_levenshtein", "added_cc")
+USABLE = "original passes here"
+"""Name of the group of problems whose original passes in this environment."""
 Metrics = dict[str, dict[str, float | None]]
 
 
-def summarise(
-    problems: Sequence[Problem], rows: Iterable[Row], usable: Collection[str] | None = None
-) -> dict[str, Any]:
+def summarise(problems: Sequence[Problem], rows: Iterable[Row]) -> dict[str, Any]:
     """Numbers of one bench.
 
     Args:
         problems: all problems of the bench, answered or not: n.
         rows: its graded lines.
-        usable: ids of the problems whose original passes in this environment, where that is known.
 
     Returns:
         `{"n", "answers", "metrics": {name: {"value", "low", "high"}}, "outcomes": {name: count},
@@ -49,7 +48,7 @@ def summarise(
         "answers": answers,
         "metrics": metrics(list(by_problem.values())),
         "outcomes": outcomes(by_problem.values()),
-        "groups": _groups(problems, by_problem, usable),
+        "groups": _groups(problems, by_problem),
     }
 
 
@@ -112,26 +111,22 @@ _LABELS: dict[str, Labels] = {
     "difficulty": lambda problem: _label(problem, "difficulty"),
     "platform": lambda problem: _label(problem, "platform"),
     "erratum": lambda problem: [problem.meta["erratum"] or "not listed"] if "erratum" in problem.meta else [],
+    "usable": lambda problem: _label(problem, "original_passes", {True: USABLE, False: "original fails here"}),
 }
 
 
-def _label(problem: Problem, name: str) -> list[str]:
+def _label(problem: Problem, name: str, words: Mapping[Any, str] | None = None) -> list[str]:
     value = problem.meta.get(name)
-    return [] if value is None else [str(value)]
+    return [] if value is None else [words[value] if words else str(value)]
 
 
-def _groups(
-    problems: Sequence[Problem], by_problem: Mapping[str, Sequence[Row]], usable: Collection[str] | None
-) -> dict[str, Any]:
-    """Metrics of subsets of problems: by family, difficulty, platform, listed erratum, usable here."""
+def _groups(problems: Sequence[Problem], by_problem: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Metrics of subsets of problems: by family, difficulty, platform, erratum, and whether the original passes."""
     members: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for problem in problems:
         for kind, labels in _LABELS.items():
             for label in dict.fromkeys(labels(problem)):
                 members[kind][label].append(problem.problem_id)
-        if usable is not None:
-            label = "original passes here" if problem.problem_id in usable else "original fails here"
-            members["usable"][label].append(problem.problem_id)
     return {
         kind: {
             label: {"n": len(ids), "metrics": metrics([by_problem[problem_id] for problem_id in ids])}

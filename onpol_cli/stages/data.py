@@ -34,7 +34,8 @@ class PrepareRequest:
     out: Path
     data: str | None = None
     families: str = "out-of-domain"
-    max_corruptions: int = 1
+    max_corruptions: int = 20
+    per_problem: int = 1
     limit: int = 0
     seed: int = 0
     exclude: str | None = None
@@ -136,6 +137,7 @@ def prepare_data(request: PrepareRequest) -> None:
         request.source,
         request.families,
         max_corruptions=request.max_corruptions,
+        per_problem=request.per_problem,
         seed=request.seed,
         limit=request.limit,
         data=existing(request.data, "--data"),

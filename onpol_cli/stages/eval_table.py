@@ -24,8 +24,13 @@ def bench_summary(problems: Sequence[Problem], lines: Mapping[float, list[Row]])
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
-    """One row per bench and temperature: n, metrics with 95% intervals, outcomes."""
+    """One row per bench and temperature: n, metrics with 95% intervals, outcomes.
+
+    Under it, where known, the same of the problems whose original passes in this environment.
+    """
     from rich.table import Table
+
+    from onpol_cli.evaluation.summary import USABLE
 
     table = Table(title=f"{result['run']} (95% intervals)", title_justify="left")
     names = list(dict.fromkeys(name for bench in result["benches"].values() for name in bench["metrics"]))
@@ -37,9 +42,9 @@ def summary_table(result: Mapping[str, Any]) -> Table:
             name = f"{bench} T={temperature}" if temperature else bench
             outcomes = [str(part["outcomes"].get(outcome.value, 0)) for outcome in Outcome]
             table.add_row(name, str(part["n"]), *(cell(part["metrics"].get(n)) for n in names), *outcomes)
-        usable = summary.get("groups", {}).get("usable")
-        for name, part in (usable or {}).items():
-            table.add_row(f"  {bench}: {name}", str(part["n"]), *(cell(part["metrics"].get(n)) for n in names))
+            if known := part.get("groups", {}).get("usable", {}).get(USABLE):
+                metrics = known["metrics"]
+                table.add_row(f"  {USABLE}", str(known["n"]), *(cell(metrics.get(n)) for n in names))
     return table
 
 

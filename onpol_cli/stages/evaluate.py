@@ -6,23 +6,25 @@ Owns options -> tasks -> run directory -> lines -> summary -> table or JSON. Gra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from onpol_cli.core.compose import as_dict, compose, to_yaml
 from onpol_cli.core.config import Config, SamplingConfig
 from onpol_cli.core.console import say, show, show_json, show_text
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.core.files import write_json
-from onpol_cli.runs.rundir import SAMPLES, RunDir
+from onpol_cli.core.files import sha256_file, write_json
+from onpol_cli.runs.lookup import RunInfo
+from onpol_cli.runs.rundir import SAMPLES, RunDir, read_lines, read_manifest
 from onpol_cli.stages import build
 from onpol_cli.stages.eval_table import bench_summary, summary_table
-from onpol_cli.stages.session import default_name, open_run
+from onpol_cli.stages.session import default_name, differences, open_run
 
 if TYPE_CHECKING:
+    from onpol_cli.core.types import Problem
     from onpol_cli.evaluation.records import Row
     from onpol_cli.tasks.protocol import Task
 
@@ -117,20 +119,81 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
                 task.problems("test")
             label, facts = source.label, model_facts(source, config)
         facts |= {"eval_settings": settings(config, request), "label": label, "isolation": sandbox.isolation}
-        hashes = {"data": {task.name: problems_hash(task, config) for task in tasks}, "model": _model_hash(source)}
+        facts["hashes"] = _hashes(tasks, source, request, config)
         name = f"eval-{_slug(label, source)}-s{config.seed}-{default_name('', config).rsplit('-', 2)[1]}"
         name += "-" + default_name("", config).rsplit("-", 1)[1]
+        resume = request.resume or may_go_on(request, config, facts)
         run = stack.enter_context(
-            open_run(
-                config, name, request.command(), resume=request.resume, folder=request.run_dir, **facts, hashes=hashes
-            )
+            open_run(config, name, request.command(), resume=resume, folder=request.run_dir, **facts)
         )
+        if note_originals(tasks, config) and request.answers is not None:
+            source = plan_answers(tasks, request.answers, partial=request.partial)  # with what is known now
         write_problems(run, tasks, config)
         benches = (
-            _grade_answers(run, source) if request.answers is not None else _sample_model(run, config, tasks, source)
+            _grade_answers(run, source, request)
+            if request.answers is not None
+            else _sample_model(run, config, tasks, source)
         )
         write_json(run.path / SUMMARY, benches)
         return run.path, {"run": run.name, "benches": benches}
+
+
+@runtime_checkable
+class HasOriginals(Protocol):
+    """A bench whose originals may fail here, for want of a module, say."""
+
+    def unknown_originals(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Those of which nobody has tried yet whether the original passes in this environment."""
+        ...
+
+    def run_originals(self, problems: Sequence[Problem], progress: Callable[[int, int], None]) -> None:
+        """Try them."""
+        ...
+
+
+def note_originals(tasks: Sequence[Task], config: Config) -> bool:
+    """Find out which originals pass here, for benches that need it; says so first. True if any were run."""
+    ran = False
+    for task in tasks if config.eval.originals else ():
+        todo = task.unknown_originals(_limited(task.problems("test"), config)) if isinstance(task, HasOriginals) else []
+        if todo and isinstance(task, HasOriginals):
+            say(
+                f"{task.name}: running {len(todo)} originals first, to score apart the problems whose original passes "
+                "here; kept for later evaluations (eval.originals=false leaves it out)"
+            )
+            task.run_originals(todo, _progress(f"{task.name} originals"))
+            ran = True
+    return ran
+
+
+def may_go_on(request: EvalRequest, config: Config, facts: Mapping[str, Any]) -> bool:
+    """Whether --run-dir holds an unfinished grading that this same command left: it then goes on without --resume.
+
+    Raises:
+        OnpolError: it holds a grading that is finished, or one of other answers, problems or settings.
+    """
+    folder = request.run_dir
+    if request.answers is None or folder is None or not read_manifest(folder):
+        return False
+    old = RunInfo(folder, read_manifest(folder))
+    if old.status == "done":
+        raise OnpolError(f"--run-dir {folder} holds a finished run. Choose another folder, or remove this one.")
+    other = [words for name, words in _SAME.items() if old.manifest.get(name) != facts[name]]
+    other += differences(old, config)
+    if other:
+        listed = ", ".join(other[:5])
+        raise OnpolError(f"--run-dir {folder} holds an unfinished run that differs in {listed}. Choose another folder.")
+    return True
+
+
+_SAME = {"hashes": "answers or problems", "eval_settings": "evaluation settings"}
+"""Parts of a manifest that an unfinished grading and the command that goes on with it have in common."""
+
+
+def _hashes(tasks: Sequence[Task], source: Any, request: EvalRequest, config: Config) -> dict[str, Any]:
+    """What was evaluated on what: manifest entries that identify problems, model and answers."""
+    found = {"data": {task.name: problems_hash(task, config) for task in tasks}, "model": _model_hash(source)}
+    return found if request.answers is None else {**found, "answers": sha256_file(request.answers)}
 
 
 def _tasks(config: Config, request: EvalRequest, sandbox: Any) -> list[Task]:
@@ -205,12 +268,19 @@ def write_problems(run: RunDir, tasks: Sequence[Task], config: Config) -> None:
         run.append(PROBLEMS, [problem_row(task.name, p) for p in _limited(task.problems("test"), config)])
 
 
-def _grade_answers(run: RunDir, plan: Any) -> dict[str, Any]:
+def _grade_answers(run: RunDir, plan: Any, request: EvalRequest) -> dict[str, Any]:
     from onpol_cli.evaluation.answers_eval import evaluate_answers
 
-    write = lambda rows: run.append(SAMPLES, rows)  # noqa: E731
-    usable = {name: ids for name, task in plan.tasks.items() if (ids := getattr(task, "usable", None)) is not None}
-    return evaluate_answers(plan, run.path / SAMPLES, write, on_progress=_progress(run.name), usable=usable)
+    try:
+        return evaluate_answers(
+            plan, run.path / SAMPLES, lambda rows: run.append(SAMPLES, rows), on_progress=_progress(run.name)
+        )
+    except KeyboardInterrupt:
+        kept = sum(1 for _ in read_lines(run.path / SAMPLES))
+        again = "with --resume" if request.run_dir is None else "to go on"
+        raise KeyboardInterrupt(
+            f"Interrupted. {kept} graded answers are kept in {run.path}; repeat the command {again}."
+        ) from None
 
 
 def _progress(name: str) -> Any:

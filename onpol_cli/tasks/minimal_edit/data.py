@@ -7,15 +7,14 @@ nothing, and decides nothing about splits (see `task`).
 from __future__ import annotations
 
 import ast
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.core.files import sha256_file
 from onpol_cli.core.records import Record, check_unique, read_records, require_fields
 from onpol_cli.core.types import Problem
+from onpol_cli.tasks.minimal_edit.originals import remembered
 from onpol_cli.tasks.minimal_edit.testing import KINDS, EditTests, parameters_of
 
 PUBLISHED = {"task_id": str, "prompt": str, "canonical_solution": str, "corrupted_solution": str, "test_code": str}
@@ -33,9 +32,6 @@ PREPARED = {
 }
 """Fields of a prepared file that are needed to load it; `prepare` writes more."""
 
-ORIGINAL_FAILS = "the original does not pass here"
-"""How `verify` begins the reason for a problem whose original fails."""
-
 BENCH_ENTRY_POINT = "task_func"
 """Entry point of every BigCodeBench task."""
 
@@ -51,7 +47,7 @@ def read_problems(path: Path | str) -> list[Problem]:
     problems = [_problem(f"{path}, record {number}", record) for number, record in enumerate(records, 1)]
     id_field = "task_id" if "canonical_solution" in records[0] else "problem_id"
     check_unique(path, [problem.problem_id for problem in problems], id_field)
-    return _with_verification(Path(path), problems)
+    return _with_originals(Path(path), problems)
 
 
 def usable_file(path: Path) -> Path:
@@ -59,18 +55,13 @@ def usable_file(path: Path) -> Path:
     return path.with_name(path.name + ".usable.json")
 
 
-def _with_verification(path: Path, problems: list[Problem]) -> list[Problem]:
-    """The problems with `meta["original_passes"]`, if this very file was verified in this environment."""
-    try:
-        found = json.loads(usable_file(path).read_text("utf-8"))
-        current = found["sha256"] == sha256_file(path)
-        failing = {name for name, reason in found["reasons"].items() if reason.startswith(ORIGINAL_FAILS)}
-    except (OSError, ValueError, KeyError, AttributeError):
-        return problems  # never verified, or by a version that wrote something else
-    if not current:
-        return problems
+def _with_originals(path: Path, problems: list[Problem]) -> list[Problem]:
+    """The problems with `meta["original_passes"]` where that is known of this environment."""
+    known = remembered(path)
     return [
-        replace(problem, meta={**problem.meta, "original_passes": problem.problem_id not in failing})
+        replace(problem, meta={**problem.meta, "original_passes": known[problem.problem_id]})
+        if problem.problem_id in known
+        else problem
         for problem in problems
     ]
 

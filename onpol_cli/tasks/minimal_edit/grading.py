@@ -64,10 +64,7 @@ def edit_grade(problem: Problem, completion: Completion, verdict: Verdict | None
 
 
 def _extra(problem: Problem, code: str | None, pass_below_fail: bool) -> dict[str, Any]:
-    """Further facts for samples.jsonl: whether the original passes here is known after `onpol data verify`."""
+    """Further facts for samples.jsonl."""
     assert problem.original is not None
     reversal = code is not None and distance(problem.original, code) == 0
-    extra: dict[str, Any] = {"exact_reversal": reversal, "pass_below_fail": pass_below_fail}
-    if "original_passes" in problem.meta:
-        extra["original_passes"] = bool(problem.meta["original_passes"])
-    return extra
+    return {"exact_reversal": reversal, "pass_below_fail": pass_below_fail}

@@ -67,7 +67,8 @@ class PrepareOptions:
     Attributes:
         source: pool (see `sources.read_sources`).
         families: corruption families (see `families.select_families`).
-        max_corruptions: most edits in one mutant; as many as apply up to this number are made.
+        max_corruptions: most edits in one mutant; as many as apply up to this number are made. The
+            default is the published training set's.
         per_problem: most mutants kept of one source.
         seed: of everything drawn.
         limit: use only the first so many sources; 0 uses all.
@@ -78,7 +79,7 @@ class PrepareOptions:
 
     source: str
     families: str = "out-of-domain"
-    max_corruptions: int = 1
+    max_corruptions: int = 20
     per_problem: int = 1
     seed: int = 0
     limit: int = 0

@@ -7,7 +7,8 @@ source never lie on both sides of a split. How an answer is graded is in `gradin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from onpol_cli.core.config import TaskConfig
 from onpol_cli.core.errors import OnpolError
@@ -16,6 +17,7 @@ from onpol_cli.sandbox.jobs import Job
 from onpol_cli.tasks.minimal_edit.data import read_problems
 from onpol_cli.tasks.minimal_edit.families import select_families
 from onpol_cli.tasks.minimal_edit.grading import edit_grade
+from onpol_cli.tasks.minimal_edit.originals import run_originals
 from onpol_cli.tasks.minimal_edit.prompts import EditPrompts, edit_prompts, fenced
 from onpol_cli.tasks.programs import OnGrade, Runner, grade_programs
 
@@ -49,25 +51,36 @@ VALIDATION_SHARE = 10
 class MinimalEdit:
     """Broken functions with their statement, tests and exact reversal."""
 
-    def __init__(
-        self, problems: Sequence[Problem], sandbox: Runner, prompts: EditPrompts, families: str = "all"
-    ) -> None:
+    def __init__(self, data: Path, sandbox: Runner, prompts: EditPrompts, families: str = "all") -> None:
         """
         Args:
-            problems: all problems of the file.
+            data: the file of problems.
             sandbox: where answers run.
             prompts: how they are put to a model.
             families: which problems may be trained on (`select_families`): those all of whose
                 corruptions are among these. Does not affect the test split.
+
+        Raises:
+            OnpolError: the file is not usable, or a family is unknown.
         """
         self.name = NAME
-        self._problems = list(problems)
+        self._data = data
+        self._problems = read_problems(data)
         self._sandbox = sandbox
         self._prompts = prompts
         self._trainable = self._problems
         if families != "all":
             allowed = set(select_families(families))
             self._trainable = [problem for problem in self._problems if allowed.issuperset(problem.families)]
+
+    def unknown_originals(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Those of `problems` of which nobody has tried yet whether the original passes in this environment."""
+        return [problem for problem in problems if "original_passes" not in problem.meta]
+
+    def run_originals(self, problems: Sequence[Problem], progress: Callable[[int, int], None] | None = None) -> None:
+        """Try them; from then on `problems` gives problems with `meta["original_passes"]`."""
+        run_originals(self._data, problems, self._sandbox, progress)
+        self._problems = read_problems(self._data)
 
     def problems(self, split: str) -> list[Problem]:
         """`test` is the whole file, in file order; `train` and `validation` divide it by source.
@@ -129,4 +142,4 @@ def minimal_edit(config: TaskConfig, sandbox: Runner) -> MinimalEdit:
             "`onpol data prepare minimal-edit --source leetcode`."
         )
     prompts = edit_prompts(config.prompt, config.shots, config.templates)
-    return MinimalEdit(read_problems(config.data), sandbox, prompts, config.families)
+    return MinimalEdit(Path(config.data), sandbox, prompts, config.families)

@@ -1,9 +1,8 @@
 """Which problems of an edit data set can be trusted in this environment.
 
 Owns running every original and every corrupted program, the report, and the small file beside the
-data that remembers the result: `FILE.usable.json`. A problem is usable if its original passes and
-its corrupted program does not. Loading a data file attaches the result (`meta["original_passes"]`),
-as long as the file's bytes are those that were verified.
+data that lists the result: `FILE.usable.json`. A problem is usable if its original passes and its
+corrupted program does not. Which originals pass is remembered for evaluations (`originals`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from pathlib import Path
 from onpol_cli.core.files import sha256_file, write_json
 from onpol_cli.core.types import Problem
 from onpol_cli.sandbox.jobs import Status, Verdict
-from onpol_cli.tasks.minimal_edit.data import ORIGINAL_FAILS, read_problems, usable_file
+from onpol_cli.tasks.minimal_edit.data import read_problems, usable_file
+from onpol_cli.tasks.minimal_edit.originals import remember
 from onpol_cli.tasks.programs import Runner
 
 _MISSING = re.compile(r"No module named '([\w.]+)'")
@@ -71,6 +71,7 @@ def verify(path: Path, sandbox: Runner, progress: Callable[[int, int], None] | N
 
     verdicts = sandbox.run(jobs, on_verdict=tell)
     report = summarise(problems, verdicts[: len(problems)], verdicts[len(problems) :])
+    remember(path, {problem.problem_id: right.passed for problem, right in zip(problems, verdicts, strict=False)})
     write_json(usable_file(path), {"sha256": sha256_file(path), "python": platform.python_version(), **asdict(report)})
     return report
 
@@ -98,4 +99,4 @@ def _reason(right: Verdict) -> str:
     if right.passed:
         return "the corrupted program passes the tests"
     timed_out = " (out of time)" if right.status is Status.TIMEOUT else ""
-    return f"{ORIGINAL_FAILS}{timed_out}: {right.detail}"
+    return f"the original does not pass here{timed_out}: {right.detail}"

@@ -40,6 +40,25 @@ def test_files_and_their_order(comparison: Comparison) -> None:
     assert [row[0] for row in frames[0].rows][:4] == ["base", "SFT", "  seed 0", "  seed 1"]
 
 
+def test_problems_whose_original_fails_are_left_out_of_a_table_of_their_own(tmp_path: Path) -> None:
+    paths = write_all(tmp_path, seeds=(0,), problems=20)
+    assert "usable" not in compare(paths).rows
+    for path in paths:
+        rows = [json.loads(line) for line in (path / "problems.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["original_passes"] = row["problem_id"] not in ("tiny-edit-ood/0", "tiny-edit-ood/3")
+        (path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(paths)
+    lines = [json.loads(line) for line in (paths[0] / "samples.jsonl").read_text().splitlines()]
+    own = [x for x in lines if x["bench"] == "tiny-edit-ood" and x["problem_id"][-2:] not in ("/0", "/3")]
+    wanted = sum(x["outcome"] == "passed" for x in own) / len(own)
+    (cell,) = [r for r in found.rows["usable"] if r["model"] == "base" and r["metric"] == "pass@1"]
+    assert (cell["n"], cell["problems"], cell["value"]) == (18, 18, pytest.approx(wanted))
+    frame = found.sections["Scores"][-1]
+    assert frame.title == "tiny-edit-ood: the 18 problems whose original passes here"
+    assert frame.rows[0][0] == "base" and "n=18" in frame.rows[0][1]
+
+
 def test_json_contract(comparison: Comparison) -> None:
     whole = json.loads(json.dumps(comparison.json(), allow_nan=False))
     bench = whole["models"]["RL"]["benches"]["tiny-edit-ood"]

