@@ -192,7 +192,8 @@ _SAME = {"hashes": "answers or problems", "eval_settings": "evaluation settings"
 
 def _hashes(tasks: Sequence[Task], source: Any, request: EvalRequest, config: Config) -> dict[str, Any]:
     """What was evaluated on what: manifest entries that identify problems, model and answers."""
-    found = {"data": {task.name: problems_hash(task, config) for task in tasks}, "model": _model_hash(source)}
+    data = {task.name: problems_hash(task, config) for task in tasks}
+    found: dict[str, Any] = {"data": data, "model": _model_hash(source)}
     return found if request.answers is None else {**found, "answers": sha256_file(request.answers)}
 
 

@@ -8,10 +8,12 @@ and raises the program's exceptions as builtin (or the preamble's) exceptions of
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import resource
 import select
 import time
+import types
 from typing import Any, NoReturn
 
 from onpol_cli.sandbox import codec, frames
@@ -83,10 +85,14 @@ def judge_script(session: Any, job: dict[str, Any], parts: list[bytes]) -> dict[
     failure = load(session, program_header(job, "call"))
     if failure:
         return failure
+    try:
+        code = [_compiled(job["preamble"], "<preamble>"), _compiled(job["test_source"], "<tests>")]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return {"status": "error", "detail": f"the test script itself raised {type(error).__name__}: {error}"[:300]}
     reading, writing = os.pipe()
     pid = kernel.fork()
     if pid == 0:
-        _script_process(session, job, writing)
+        _script_process(session, job, code, writing)
     os.close(writing)
     try:
         return _wait(session, reading)
@@ -94,6 +100,12 @@ def judge_script(session: Any, job: dict[str, Any], parts: list[bytes]) -> dict[
         os.close(reading)
         os.kill(pid, 9)
         os.waitpid(pid, 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(source: str, name: str) -> types.CodeType:
+    """Code of a script; answers to one problem share it, and a fork need not make it."""
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 def _wait(session: Any, reading: int) -> dict[str, Any]:
@@ -110,30 +122,28 @@ def _wait(session: Any, reading: int) -> dict[str, Any]:
     return dict(codec.loads(data))
 
 
-def _script_process(session: Any, job: dict[str, Any], writing: int) -> NoReturn:
+def _script_process(session: Any, job: dict[str, Any], code: list[types.CodeType], writing: int) -> NoReturn:
     """In the fork: run the script, write one verdict, end."""
     try:
         kernel.die_with_parent()
         session.control.close()  # its zygote must notice when the judge is gone
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
+        os.dup2(1, 2)  # stdin and stdout of a judge are /dev/null
         seconds = int(job["limits"]["wall"]) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         memory = kernel.mapped_bytes() + job["limits"]["memory_mb"] * kernel.MIB  # decoding an answer takes memory here
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        os.write(writing, codec.dumps(_run(session, job)))
+        os.write(writing, codec.dumps(_run(session, job, code)))
     finally:
         os._exit(0)
 
 
-def _run(session: Any, job: dict[str, Any]) -> dict[str, Any]:
+def _run(session: Any, job: dict[str, Any], code: list[types.CodeType]) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "test_script", "__builtins__": builtins}
     proxy = Proxy(session, namespace)
     try:
-        exec(compile(job["preamble"], "<preamble>", "exec", dont_inherit=True), namespace)
+        exec(code[0], namespace)
         namespace[job["entry_point"].rpartition(".")[2]] = proxy
-        exec(compile(job["test_source"], "<tests>", "exec", dont_inherit=True), namespace)
+        exec(code[1], namespace)
         check = namespace.get("check")
         if callable(check) and check is not proxy:  # an entry point may itself be called check
             check(proxy)
