@@ -79,6 +79,15 @@ class Engine(StrEnum):
     vllm_server = "vllm_server"
 
 
+class LoraSync(StrEnum):
+    """How trained LoRA adapters reach the sampler."""
+
+    merged = "merged"
+    """As whole weights with the adapters merged into them."""
+    adapter = "adapter"
+    """As adapters beside weights that stay as they are (vLLM only)."""
+
+
 class ScorerKind(StrEnum):
     """Who computes the teacher's log-probs."""
 
@@ -268,10 +277,10 @@ class RolloutConfig:
     enforce_eager: bool = False
     sleep: bool = True
     """vLLM on GPU: sleep level 1 while the learner trains."""
-    lora_sync: str = "merged"
-    """merged (training syncs whole weights), or adapter (an engine used by itself: `VllmEngine.sync_adapter`)."""
+    lora_sync: LoraSync = LoraSync.merged
+    """merged, or adapter: with model.lora.rank > 0 and vLLM only the adapter is sent after each step."""
     max_lora_rank: int = 64
-    """vLLM with lora_sync=adapter: largest rank."""
+    """vLLM with lora_sync=adapter: largest rank that it reserves for."""
     max_context: int = 4096
     """vLLM: prompt plus completion that it reserves for, tokens; at most the model's own."""
     exchange: str = ""

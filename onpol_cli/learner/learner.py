@@ -26,7 +26,7 @@ from onpol_cli.learner.model import real_vocab
 from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count
 from onpol_cli.learner.optim import Optimiser
 from onpol_cli.learner.parallel import join_world, like, whole_state
-from onpol_cli.learner.weights import adapters_off, merged_weights, to_saved, write_folder
+from onpol_cli.learner.weights import Adapter, adapter_of, adapters_off, merged_weights, to_saved, write_folder
 
 Dump = Callable[[dict[str, Any]], str]
 """Writes what led to a non-finite number somewhere and returns where."""
@@ -191,6 +191,10 @@ class Learner:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face name and value of every weight, adapters merged, `lm_head.weight` always included."""
         return merged_weights(self.model)
+
+    def adapter(self) -> Adapter:
+        """The LoRA matrices alone, for samplers that hold the base and take adapters."""
+        return adapter_of(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Trainable weights, optimiser, schedule position and torch's random state, for exact resume.

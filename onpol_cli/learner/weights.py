@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.parallel import whole
 
 HEAD = "lm_head.weight"
@@ -42,11 +44,12 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(model: PreTrainedModel, merge: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight as if adapters had been merged; `lm_head.weight` also when tied.
 
     Args:
         model: the policy; if it is sharded, every rank must iterate.
+        merge: false leaves adapters out, which gives the base that `adapter_of` belongs to.
     """
     deltas = _lora_layers(model) if has_adapters(model) else {}
     seen_head = False
@@ -54,7 +57,7 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         owner, _, kind = name.rpartition(".base_layer.")
         if owner:
             value = whole(parameter)
-            if kind == "weight":
+            if kind == "weight" and merge:
                 value = value + _delta(deltas[owner]).to(value.dtype)
             yield f"{owner}.{kind}", value
         elif ".lora_" not in name:
@@ -84,6 +87,44 @@ def _delta(layer: Any) -> Tensor:
     """`scaling * B A` of a linear LoRA layer, in float32."""
     up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
     return whole(up).float() @ whole(down).float() * float(layer.scaling["default"])
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA matrices apart from the weights that they change.
+
+    Attributes:
+        rank: inner dimension r.
+        alpha: the change of a weight is alpha / r * B A.
+        targets: last names of the layers that have one.
+        weights: `base_model.model.<layer>.lora_A.weight` [r, in] and `...lora_B.weight` [out, r], peft's names.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    weights: dict[str, Tensor]
+
+
+def adapter_of(model: PreTrainedModel) -> Adapter:
+    """The adapters of the policy; if it is sharded, every rank must call.
+
+    Raises:
+        OnpolError: the model has none.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    if not layers:
+        raise OnpolError("There is no LoRA adapter to send: set model.lora.rank, or rollout.lora_sync=merged.")
+    weights = {
+        f"base_model.model.{name}.{side}.weight": whole(getattr(layer, side)["default"].weight).detach()
+        for name, layer in layers.items()
+        for side in ("lora_A", "lora_B")
+    }
+    one: Any = next(iter(layers.values()))
+    targets = tuple(sorted({name.rpartition(".")[2] for name in layers}))
+    return Adapter(one.r["default"], float(one.lora_alpha["default"]), targets, weights)
 
 
 def to_saved(

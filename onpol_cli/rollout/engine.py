@@ -18,6 +18,7 @@ from onpol_cli.core.config import Engine, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.core.types import Rollout
+from onpol_cli.learner.weights import Adapter
 
 HEAD = "lm_head.weight"
 """Name of the output matrix. Tied models must send it too: vLLM's CPU build keeps a packed copy."""
@@ -76,6 +77,14 @@ class RolloutEngine(Protocol):
 
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace all weights (Hugging Face names; `lm_head.weight` always included) and raise `weight_version`."""
+        ...
+
+    def sync_adapter(self, adapter: Adapter) -> None:
+        """Sample with the starting weights and this LoRA adapter from now on, and raise `weight_version`.
+
+        Raises:
+            OnpolError: the engine was not built with `rollout.lora_sync=adapter`.
+        """
         ...
 
     def sleep(self) -> None:

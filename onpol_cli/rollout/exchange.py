@@ -5,6 +5,7 @@ Owns where such a folder lives, its layout, and its removal. Checkpoints of a ru
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from onpol_cli.learner.weights import Adapter
 from onpol_cli.rollout.vllm_params import real_rows
 
 MEMORY = Path("/dev/shm")
@@ -56,6 +58,17 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
     # clone: safetensors refuses tensors that share memory, and views of a larger storage
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights}
     save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> None:
+    """A LoRA adapter in peft's layout: `adapter_model.safetensors` and `adapter_config.json`."""
+    from safetensors.torch import save_file
+
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in adapter.weights.items()}
+    save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    facts = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "target_modules": list(adapter.targets)}
+    facts |= {"r": adapter.rank, "lora_alpha": adapter.alpha}
+    (folder / "adapter_config.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def write_model(

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from onpol_cli.core.config import RolloutConfig, SamplingConfig
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.types import Finish, Rollout
-from onpol_cli.learner.weights import merged_weights
+from onpol_cli.learner.weights import Adapter, merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
 from onpol_cli.rollout.lean import LeanDecoder, supports
 from onpol_cli.rollout.sampling import draw, draw_keys, repetition_penalty
@@ -273,6 +274,16 @@ class HfEngine:
         """Copy the policy's weights into the fused matrices."""
         self.decoder.load(weights)
         self.weight_version += 1
+
+    def sync_adapter(self, adapter: Adapter) -> None:
+        """Not offered: the learner merges adapters at no cost here.
+
+        Raises:
+            OnpolError: always.
+        """
+        raise OnpolError(
+            f"rollout=hf takes merged weights (rank {adapter.rank} given): rollout.lora_sync=adapter needs vLLM."
+        )
 
     def sleep(self) -> None:
         """Free the key-value cache."""

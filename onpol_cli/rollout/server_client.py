@@ -56,7 +56,7 @@ class Endpoint:
         if answer.status_code >= 500:
             raise EndpointDown(f"{self.url}{path}: HTTP {answer.status_code} {answer.text[:300]}")
         if answer.status_code >= 400:
-            hint = " Start the server with VLLM_SERVER_DEV_MODE=1." if answer.status_code == 404 else ""
+            hint = _hint(path) if answer.status_code == 404 else ""
             raise OnpolError(f"{self.url}{path} refused: HTTP {answer.status_code} {answer.text[:300]}.{hint}")
         return answer.json() if answer.content else None
 
@@ -69,15 +69,30 @@ class Endpoint:
         return str(self.call("GET", "/weight_info")["weight_version"])
 
     def load(self, folder: str | None, version: str) -> None:
-        """Replace the weights by those in `folder` (None: they are already right) and label them `version`.
+        """Replace the weights by those in `folder` (None: they are already right) and label them `version`."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        self.update(version, lambda: folder and self.call("POST", "/collective_rpc", body))
+
+    def load_adapter(self, folder: str, version: str) -> None:
+        """Serve the LoRA adapter in `folder` as the model `version`, and no earlier one."""
+
+        def swap() -> None:
+            held = {str(model["id"]) for model in self.call("GET", "/v1/models")["data"] if model.get("parent")}
+            if version not in held:
+                self.call("POST", "/v1/load_lora_adapter", {"lora_name": version, "lora_path": folder})
+            for name in held - {version}:
+                self.call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+        self.update(version, swap)
+
+    def update(self, version: str, act: Callable[[], object]) -> None:
+        """`act` changes the weights while nothing runs; afterwards they are labelled `version`, which is checked.
 
         Running requests finish first; the prefix cache is dropped.
         """
         self.call("POST", "/pause", mode="wait")
         try:
-            if folder is not None:
-                body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-                self.call("POST", "/collective_rpc", body)
+            act()
             if not self.call("POST", "/reset_prefix_cache")["success"]:
                 raise EndpointDown(f"{self.url} kept its prefix cache")
             self.call("POST", "/update_weight_version", {"new_version": version})
@@ -86,6 +101,13 @@ class Endpoint:
         found = self.weight_version()
         if found != version:
             raise EndpointDown(f"{self.url} serves weights {found!r} instead of {version!r}")
+
+
+def _hint(path: str) -> str:
+    """What a server lacks that does not know `path`."""
+    if "lora_adapter" in path:
+        return " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+    return "" if path.startswith("/v1/") else " Start the server with VLLM_SERVER_DEV_MODE=1."
 
 
 class Pool:

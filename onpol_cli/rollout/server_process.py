@@ -18,9 +18,10 @@ from pathlib import Path
 
 import httpx
 
-from onpol_cli.core.config import RolloutConfig
+from onpol_cli.core.config import LoraSync, RolloutConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.rollout.vllm_env import CPU_DEFAULTS, log_path, log_tail, on_gpu, require_vllm
+from onpol_cli.rollout.vllm_params import CPU_BLOCK, adapter_rank, cpu_step_tokens
 
 HOST = "127.0.0.1"
 MODEL_NAME = "policy"
@@ -53,17 +54,23 @@ def server_arguments(config: RolloutConfig, context: int, port: int, seed: int) 
     options += ["--max-model-len", str(context), "--max-num-seqs", str(config.max_batch), "--seed", str(seed % 2**31)]
     options += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
     options += ["--tensor-parallel-size", str(config.tensor_parallel), "--disable-log-stats"]
+    if config.lora_sync is LoraSync.adapter:
+        options += ["--enable-lora", "--max-lora-rank", str(adapter_rank(config.max_lora_rank)), "--max-loras", "1"]
     if on_gpu():
         options += ["--gpu-memory-utilization", str(config.gpu_memory)]
         options += ["--enforce-eager"] if config.enforce_eager else []
     else:
-        options += ["--enforce-eager", "--block-size", "32"]
+        budget = cpu_step_tokens(config.max_batch, context)
+        options += ["--enforce-eager", "--block-size", str(CPU_BLOCK)]
+        options += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
     return options
 
 
-def server_environment() -> dict[str, str]:
+def server_environment(config: RolloutConfig) -> dict[str, str]:
     """The user's environment, with development endpoints (weight updates) on and usage reports off."""
     wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
+    if config.lora_sync is LoraSync.adapter:
+        wanted["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if not on_gpu():
         wanted |= CPU_DEFAULTS
     return wanted | os.environ
@@ -89,8 +96,8 @@ class LocalServer:
         with self.log.open("ab") as sink:
             # own session: a Ctrl-C at the terminal reaches onpol, which stops its servers in order
             self.process = subprocess.Popen(
-                command, env=server_environment(), stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                command, env=server_environment(config), stdin=subprocess.DEVNULL,
+                stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
             )
 
     @property

@@ -11,17 +11,25 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
-from onpol_cli.core.config import RolloutConfig, SamplingConfig
+from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
-from onpol_cli.learner.weights import merged_weights
+from onpol_cli.learner.weights import Adapter, merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
-from onpol_cli.rollout.exchange import exchange_folder, model_folder, write_weights
+from onpol_cli.rollout.exchange import (
+    exchange_folder,
+    make_folder,
+    model_folder,
+    remove_folder,
+    write_adapter,
+    write_weights,
+)
 from onpol_cli.rollout.vllm_env import (
     contained,
     defaults,
@@ -32,11 +40,15 @@ from onpol_cli.rollout.vllm_env import (
     require_vllm,
     route_logs,
 )
-from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
-
-CPU_BLOCK = 32
-"""Cache block of the CPU build, tokens: its default of 128 would leave short prompts unshared."""
-ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+from onpol_cli.rollout.vllm_params import (
+    CPU_BLOCK,
+    CompleteWeights,
+    adapter_rank,
+    cpu_step_tokens,
+    make_rollout,
+    real_rows,
+    request_fields,
+)
 
 
 class VllmEngine:
@@ -68,16 +80,18 @@ class VllmEngine:
         self.weight_version, self.last_stats = -1, EngineStats()
         self.names: set[str] = set()
         self.adapter: Any = None
+        self.adapter_folder: Path | None = None
         self.asleep = False
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
+        start = merged_weights(model, merge=config.lora_sync is LoraSync.merged)
         if config.tensor_parallel > 1:
-            with model_folder(config.exchange, merged_weights(model), model.config, self.vocabulary, None) as folder:
+            with model_folder(config.exchange, start, model.config, self.vocabulary, None) as folder:
                 self.llm = self._start(str(folder), seed)
             self.weight_version = 0
         else:
             self.llm = self._start(model_path, seed)
-            self.sync_weights(merged_weights(model))  # version 0: the starting weights
+            self.sync_weights(start)  # version 0: the starting weights
 
     def _start(self, model_path: str, seed: int) -> Any:
         """A vLLM `LLM` with uninitialised weights."""
@@ -118,10 +132,10 @@ class VllmEngine:
         if gpu:
             arguments |= {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": config.sleep}
         else:
-            arguments["block_size"] = CPU_BLOCK
-        if config.lora_sync == "adapter":
-            rank = next(size for size in ADAPTER_RANKS if size >= config.max_lora_rank)
-            arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+            budget = cpu_step_tokens(config.max_batch, self.context)
+            arguments |= {"block_size": CPU_BLOCK, "enable_chunked_prefill": False, "max_num_batched_tokens": budget}
+        if config.lora_sync is LoraSync.adapter:
+            arguments |= {"enable_lora": True, "max_lora_rank": adapter_rank(config.max_lora_rank), "max_loras": 1}
         return arguments
 
     # ---- sampling
@@ -210,20 +224,37 @@ class VllmEngine:
             write_weights(folder, real_rows(stream, self.vocabulary))
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
 
-    def sync_adapter(self, path: str) -> None:
-        """Sample with the LoRA adapter in folder `path` from now on (`rollout.lora_sync=adapter`).
+    def sync_adapter(self, adapter: Adapter) -> None:
+        """Sample with the starting weights and `adapter` from now on (`rollout.lora_sync=adapter`).
 
         Raises:
             OnpolError: the engine was built for merged weights.
+            RunFailed: vLLM refuses the adapter.
         """
-        if self.config.lora_sync != "adapter":
+        if self.config.lora_sync is not LoraSync.adapter:
             raise OnpolError("This engine takes merged weights; set rollout.lora_sync=adapter to send adapters.")
         from vllm.lora.request import LoRARequest
 
-        self.weight_version += 1
-        # a new id for every version: vLLM caches adapters by id
-        self.adapter = LoRARequest("policy", self.weight_version, path)
-        self.llm.reset_prefix_cache()
+        self.wake()
+        fresh = make_folder(self.config.exchange)
+        write_adapter(fresh, adapter)
+        version = self.weight_version + 1
+        # a new id and name for every version: vLLM caches adapters by id, and cached prefixes by name
+        request = LoRARequest(f"policy-{version}", version, str(fresh))
+        with quiet(self.log):
+            try:
+                self.llm.llm_engine.add_lora(request)
+            except (RuntimeError, ValueError) as error:
+                remove_folder(fresh)
+                raise RunFailed(
+                    f"vLLM did not take the LoRA adapter: {str(error)[:300]}. Raise rollout.max_lora_rank if its rank "
+                    f"({adapter.rank}) is too large, or use rollout.lora_sync=merged. Its log: {self.log}."
+                ) from error
+            if not self.llm.reset_prefix_cache():
+                raise RunFailed("vLLM kept its prefix cache after a weight update: requests are still running.")
+        if self.adapter_folder is not None:
+            remove_folder(self.adapter_folder)
+        self.adapter, self.adapter_folder, self.weight_version = request, fresh, version
 
     # ---- life
 
@@ -243,6 +274,8 @@ class VllmEngine:
         """Shut the engine down and free its memory."""
         if self.llm is None:
             return
+        if self.adapter_folder is not None:
+            remove_folder(self.adapter_folder)
         with quiet(self.log):
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None

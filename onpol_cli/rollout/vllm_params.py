@@ -18,6 +18,12 @@ from onpol_cli.core.types import Finish, Rollout
 from onpol_cli.rollout.engine import HEAD, Prompt
 
 SEED_RANGE = 2**63 - 1
+CPU_BLOCK = 32
+"""Cache block of the CPU build, tokens: its default of 128 would leave short prompts unshared."""
+CPU_STEP_TOKENS = 8192
+"""Most tokens that one step of the CPU build computes."""
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM (0.32) can reserve adapters for."""
 
 
 def request_fields(prompt: Prompt, sample: int, sampling: SamplingConfig, eos: int | None) -> dict[str, Any]:
@@ -39,6 +45,29 @@ def request_fields(prompt: Prompt, sample: int, sampling: SamplingConfig, eos: i
         "ignore_eos": True,
         "stop_token_ids": [] if eos is None else [eos],
     }
+
+
+def cpu_step_tokens(max_batch: int, context: int) -> int:
+    """Token budget of one step of the CPU build: every prompt fits whole.
+
+    With a prompt cut over two steps (chunked prefill, which is therefore off) and a seeded request, the CPU build
+    (0.32) takes a draw back from a random generator that cannot go back: "CPU Generator does not use offset".
+    """
+    return max(context, min(CPU_STEP_TOKENS, max_batch * context))
+
+
+def adapter_rank(largest: int) -> int:
+    """The smallest rank that vLLM offers and an adapter of rank `largest` fits into.
+
+    Raises:
+        OnpolError: it offers none.
+    """
+    found = next((rank for rank in ADAPTER_RANKS if rank >= largest), None)
+    if found is None:
+        raise OnpolError(
+            f"rollout.max_lora_rank={largest} is beyond vLLM's {ADAPTER_RANKS[-1]}. Use rollout.lora_sync=merged."
+        )
+    return found
 
 
 def make_rollout(

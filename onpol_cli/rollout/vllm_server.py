@@ -7,21 +7,21 @@ and the exchange folder of the current weights. Processes are `server_process`',
 from __future__ import annotations
 
 import atexit
-import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
-from onpol_cli.core.config import RolloutConfig, SamplingConfig
+from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
-from onpol_cli.learner.weights import merged_weights
+from onpol_cli.learner.weights import Adapter, merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
-from onpol_cli.rollout.exchange import make_folder, remove_folder, write_model, write_weights
+from onpol_cli.rollout.exchange import make_folder, remove_folder, write_adapter, write_model, write_weights
 from onpol_cli.rollout.server_client import Endpoint, EndpointDown, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
 from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
@@ -58,11 +58,13 @@ class ServerEngine:
         # foreign servers keep the checkpoint's padded rows; there a bias keeps them from being sampled
         self.rows = rows if config.servers else self.vocabulary
         self.folder = make_folder(config.exchange)
+        self.adapter_folder: Path | None = None
         self.started: list[LocalServer] = []
         self.pool = Pool([], config.concurrency, config.retries)
         atexit.register(self.close)
         try:
-            write_model(self.folder, merged_weights(model), model.config, self.rows, tokenizer)
+            start = merged_weights(model, merge=config.lora_sync is LoraSync.merged)
+            write_model(self.folder, start, model.config, self.rows, tokenizer)
             self._connect(seed)
         except BaseException:
             self.close()
@@ -120,6 +122,8 @@ class ServerEngine:
         """Bring a server that restarted, or was used by others, to the current weights."""
         if endpoint.weight_version() != self.label:
             endpoint.load(str(self.folder), self.label)
+            if self.adapter_folder is not None:
+                endpoint.load_adapter(str(self.adapter_folder), self.label)
 
     def _check_unchanged(self, urls: set[str]) -> None:
         """Refuse samples of servers whose weights were changed by somebody else while they sampled."""
@@ -139,7 +143,8 @@ class ServerEngine:
         """One completion: token ids, their log-probs, and the URL that gave them."""
         prompt, sample = job
         body = request_fields(prompt, sample, sampling, self.eos)
-        body |= {"model": self.models[endpoint.url], "prompt": list(prompt.ids), "return_token_ids": True}
+        model = self.label if self.adapter_folder is not None else self.models[endpoint.url]
+        body |= {"model": model, "prompt": list(prompt.ids), "return_token_ids": True}
         body |= {"add_special_tokens": False, "skip_special_tokens": False}
         if self.rows > self.vocabulary:
             body["logit_bias"] = {str(token): -100.0 for token in range(self.vocabulary, self.rows)}
@@ -168,6 +173,22 @@ class ServerEngine:
         self.weight_version += 1
         self.pool.each(lambda endpoint: endpoint.load(str(self.folder), self.label))
 
+    def sync_adapter(self, adapter: Adapter) -> None:
+        """Write the adapter once, have every server serve it beside the starting weights, and check that it does.
+
+        Raises:
+            OnpolError: the engine was built for merged weights, or a server takes no adapters.
+        """
+        if self.config.lora_sync is not LoraSync.adapter:
+            raise OnpolError("These servers take merged weights; set rollout.lora_sync=adapter to send adapters.")
+        fresh, old = make_folder(self.config.exchange), self.adapter_folder
+        write_adapter(fresh, adapter)
+        self.adapter_folder = fresh
+        self.weight_version += 1
+        self.pool.each(lambda endpoint: endpoint.load_adapter(str(fresh), self.label))
+        if old is not None:
+            remove_folder(old)
+
     # ---- life
 
     def sleep(self) -> None:
@@ -183,8 +204,9 @@ class ServerEngine:
         for server in self.started:
             server.stop()
         self.started = []
-        with contextlib.suppress(OSError):
-            remove_folder(self.folder)
+        for folder in (self.folder, self.adapter_folder):
+            if folder is not None:
+                remove_folder(folder)
 
     def __enter__(self) -> Self:
         return self

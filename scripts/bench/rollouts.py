@@ -139,6 +139,7 @@ def child(name: str, folder: str, options: argparse.Namespace, repeats: int) -> 
     records = json.loads(done.stdout.strip().splitlines()[-1])
     best = min(records, key=lambda record: record["seconds"])
     rate = round(best["tokens"] / best["seconds"])
+    sys.stderr.write(f"{name}: {rate} tokens/s\n")
     return {"engine": name, **best, "tokens_per_s": rate, "all_seconds": [record["seconds"] for record in records]}
 
 

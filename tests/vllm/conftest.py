@@ -71,7 +71,7 @@ def two_servers(vllm_here, small_toy):
             patch.delenv(name, raising=False)
         patch.setenv("OMP_NUM_THREADS", "1")
         model, tokenizer = load_toy(small_toy)
-        config = RolloutConfig(engine=Engine.vllm_server, local_servers=2, max_batch=16, max_context=256)
+        config = RolloutConfig(engine=Engine.vllm_server, local_servers=2, max_batch=64, max_context=256)
         engine = build_engine(config, str(small_toy), tokenizer, 0, "cpu", model)
     with engine:
         yield engine, model, tokenizer

@@ -18,7 +18,7 @@ from onpol_cli.rollout.engine import build_engine
 def main(folder, out):
     before, set_threads = dict(os.environ), torch.set_num_threads
     model, tokenizer = load_toy(folder)
-    config = RolloutConfig(engine=Engine.vllm, max_batch=16, max_context=256)
+    config = RolloutConfig(engine=Engine.vllm, max_batch=64, max_context=256)
     with build_engine(config, str(folder), tokenizer, 0, "cpu", model) as engine:
         record = {"environment_kept": dict(os.environ) == before, "threads_kept": torch.set_num_threads is set_threads}
         record |= exercise(engine, model, tokenizer)

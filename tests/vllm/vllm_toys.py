@@ -6,6 +6,7 @@ the process that it is loaded into, which other tests must not notice.
 
 import json
 import os
+import random
 from pathlib import Path
 
 import torch
@@ -120,6 +121,12 @@ def prompts(samples=3):
     ]
 
 
+def flood(vocabulary):
+    """60 unlike prompts of 200 tokens: more than one step of any engine computes."""
+    draw = random.Random(0)
+    return [Prompt(str(i), tuple(draw.randrange(vocabulary) for _ in range(200)), seed=i) for i in range(60)]
+
+
 def as_lists(rollouts):
     """Token ids of all rollouts."""
     return [list(rollout.completion_ids) for rollout in rollouts]
@@ -142,6 +149,7 @@ def exercise(engine, model, tokenizer):
     record["texts_match"] = [rollout.text for rollout in rollouts] == texts
     record["finishes"] = [[r.finish.value, len(r.completion_ids), r.completion_ids[-1]] for r in rollouts]
 
+    record["flood_gap"] = gap(engine.generate(flood(vocabulary), SamplingConfig(max_new_tokens=2)))
     greedy = engine.generate(prompts(1), SamplingConfig(temperature=0.0, max_new_tokens=10))
     losses = []
     for rollout in greedy:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from onpol_cli.core.config import RolloutConfig
 from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.rollout import vllm_env
@@ -45,9 +46,9 @@ def test_the_users_own_values_win(monkeypatch):
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     assert "VLLM_NO_USAGE_STATS" not in vllm_env.defaults()
-    assert server_environment()["VLLM_NO_USAGE_STATS"] == "0"
-    assert server_environment()["VLLM_CPU_KVCACHE_SPACE"] == "7"
-    assert server_environment()["VLLM_SERVER_DEV_MODE"] == "1"
+    assert server_environment(RolloutConfig())["VLLM_NO_USAGE_STATS"] == "0"
+    assert server_environment(RolloutConfig())["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert server_environment(RolloutConfig())["VLLM_SERVER_DEV_MODE"] == "1"
 
 
 def test_output_of_native_code_goes_to_the_log(tmp_path, capfd):
