@@ -66,8 +66,8 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
 
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in adapter.weights.items()}
     save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    facts = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "target_modules": list(adapter.targets)}
-    facts |= {"r": adapter.rank, "lora_alpha": adapter.alpha}
+    facts: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+    facts |= {"target_modules": list(adapter.targets), "r": adapter.rank, "lora_alpha": adapter.alpha}
     (folder / "adapter_config.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from onpol_cli.core.config import Config, Device, Engine
+from onpol_cli.core.config import Config, Device, Engine, LoraSync
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.stages import build
 from onpol_cli.stages.session import runs_root
@@ -128,6 +128,24 @@ def check_engines(config: Config) -> list[Finding]:
         else:
             found.append(ok(name, f"{why}; not asked for"))
     return found
+
+
+def check_sync(config: Config) -> list[Finding]:
+    """Whether weights can reach the sampler in the way that is asked for."""
+    rollout, rank = config.rollout, config.model.lora.rank
+    if rollout.lora_sync is LoraSync.merged:
+        return [ok("weight sync", "whole weights")]
+    remedy = "Use rollout.lora_sync=merged."
+    if rollout.engine is Engine.hf:
+        message = "rollout.lora_sync=adapter needs rollout=vllm or rollout=vllm_server; rollout=hf merges at no cost"
+        return [failure("weight sync", message, remedy)]
+    if rank == 0:
+        message = "rollout.lora_sync=adapter without an adapter"
+        return [failure("weight sync", message, "Set model.lora.rank, or rollout.lora_sync=merged.")]
+    if rank > rollout.max_lora_rank:
+        message = f"model.lora.rank={rank} is beyond rollout.max_lora_rank={rollout.max_lora_rank}"
+        return [failure("weight sync", message, f"Set rollout.max_lora_rank={rank}.")]
+    return [ok("weight sync", f"LoRA adapters of rank {rank}")]
 
 
 def check_isolation(config: Config) -> list[Finding]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpol_cli.core.config import Config, ScorerKind
-from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.config import Config, LoraSync, ScorerKind
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.core.types import Completion, Grade, Problem
 from onpol_cli.runs.rundir import RunDir
@@ -79,10 +78,6 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     from onpol_cli.stages.doctor import require_preflight
 
     check_method(config.method)
-    if config.rollout.lora_sync != "merged":
-        raise OnpolError(
-            f"Training syncs merged weights; got rollout.lora_sync={config.rollout.lora_sync}. Leave it at merged."
-        )
     require_preflight(config, role)
     tutors = find_tutors(config, needs_teacher(config.method))
     for checkpoint in tutors.values():
@@ -288,7 +283,7 @@ def dump_to(run: RunDir) -> Callable[[dict[str, Any]], str]:
 
 
 def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:
-    """Send the weights, then let the sampler prove with a few tokens that it has them."""
+    """Send the weights (or the adapter alone), then let the sampler prove with a few tokens that it has them."""
     from onpol_cli.rollout.health import canary
 
     if bench.engine is None:
@@ -300,7 +295,10 @@ def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, 
         if hasattr(source, "settle"):
             source.settle()
         engine.wake()
-        engine.sync_weights(learner.named_weights())
+        if settings.lora_sync is LoraSync.adapter:
+            engine.sync_adapter(learner.adapter())
+        else:
+            engine.sync_weights(learner.named_weights())
         if settings.canary_tolerance <= 0:
             return {}
         found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance)

@@ -54,10 +54,10 @@ def hf_record(real_toy):
 
 
 @pytest.fixture(scope="session")
-def inprocess_record(vllm_here, clean_environment, real_toy, tmp_path_factory):
+def inprocess_record(vllm_here, clean_environment, real_toy, small_toy, tmp_path_factory):
     """What vLLM in process did, in a process of its own."""
     out = tmp_path_factory.mktemp("record") / "record.json"
-    command = [sys.executable, str(HERE / "inprocess_worker.py"), str(real_toy), str(out)]
+    command = [sys.executable, str(HERE / "inprocess_worker.py"), str(real_toy), str(small_toy), str(out)]
     done = subprocess.run(command, env=clean_environment, capture_output=True, text=True, timeout=WORKER_SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text()) | {"stdout": done.stdout}

@@ -1,6 +1,6 @@
-"""Child process of the tests: vLLM in process goes through `exercise`; the record is written as JSON.
+"""Child process of the tests: vLLM in process goes through `exercise`, then one with adapters; the record is JSON.
 
-    python inprocess_worker.py MODEL_FOLDER OUT.json
+    python inprocess_worker.py MODEL_FOLDER SMALL_MODEL_FOLDER OUT.json
 """
 
 import json
@@ -9,24 +9,35 @@ import sys
 from pathlib import Path
 
 import torch
-from vllm_toys import exercise, load_toy
+from vllm_toys import exercise, exercise_adapters, load_adapted, load_toy
 
-from onpol_cli.core.config import Engine, RolloutConfig
+from onpol_cli.core.config import Engine, LoraSync, RolloutConfig
 from onpol_cli.rollout.engine import build_engine
 
 
-def main(folder, out):
+def plain(folder):
     before, set_threads = dict(os.environ), torch.set_num_threads
     model, tokenizer = load_toy(folder)
     config = RolloutConfig(engine=Engine.vllm, max_batch=64, max_context=256)
-    with build_engine(config, str(folder), tokenizer, 0, "cpu", model) as engine:
+    with build_engine(config, folder, tokenizer, 0, "cpu", model) as engine:
         record = {"environment_kept": dict(os.environ) == before, "threads_kept": torch.set_num_threads is set_threads}
         record |= exercise(engine, model, tokenizer)
         record["log"] = Path(engine.log).is_file()
     record["closed"] = engine.llm is None
     engine.close()
-    Path(out).write_text(json.dumps(record))
+    return record
+
+
+def adapters(folder):
+    model, tokenizer = load_adapted(folder)
+    config = RolloutConfig(
+        engine=Engine.vllm, max_batch=16, max_context=256, lora_sync=LoraSync.adapter, max_lora_rank=5
+    )
+    with build_engine(config, folder, tokenizer, 0, "cpu", model) as engine:
+        record = exercise_adapters(engine, model, tokenizer)
+        left = engine.adapter_folder
+    return record | {"folder_gone": not left.exists()}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    Path(sys.argv[3]).write_text(json.dumps(plain(sys.argv[1]) | {"adapters": adapters(sys.argv[2])}))

@@ -86,6 +86,19 @@ def test_vllm_in_process_leaves_the_process_as_it_was(inprocess_record):
     assert inprocess_record["stdout"] == "", "results go to stdout and nothing else"
 
 
+def test_an_adapter_is_sampled_like_merged_weights(inprocess_record):
+    record = inprocess_record["adapters"]
+    assert "Canary after weight sync 0" in record["none_sent"], "the engine must hold the base alone"
+    assert max(record["gaps"]) < TOLERANCE and record["version"] == UPDATES
+    assert record["greedy"] == record["greedy_merged"]
+
+
+def test_an_adapter_that_was_not_sent_is_caught(inprocess_record):
+    record = inprocess_record["adapters"]
+    assert "Canary after weight sync 20" in record["stale"]
+    assert "needs vLLM" in record["refused"] and record["folder_gone"]
+
+
 def urls(engine):
     return [endpoint.url for endpoint in engine.pool.endpoints if endpoint.alive]
 

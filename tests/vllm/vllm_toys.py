@@ -13,10 +13,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from onpol_cli.core.config import SamplingConfig
+from onpol_cli.core.config import LoraConfig, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.weights import merged_weights
-from onpol_cli.rollout.engine import HEAD, Prompt
+from onpol_cli.learner.model import add_adapters
+from onpol_cli.learner.weights import adapter_of, merged_weights
+from onpol_cli.rollout.engine import HEAD, Prompt, build_engine
 from onpol_cli.rollout.health import canary, mismatch, score_rollouts
 
 REAL_TOKENS, REAL_ROWS = 151_669, 151_936
@@ -175,4 +176,47 @@ def exercise(engine, model, tokenizer):
     record["cut"] = message(lambda: canary(engine, score, prompts(1), cut, 0.02))
     foreign = [Prompt("x", (1, vocabulary))]
     record["foreign_token"] = message(lambda: engine.generate(foreign, sampling))
+    return record
+
+
+def load_adapted(folder):
+    """The toy with LoRA adapters that already change it, and its tokenizer."""
+    model, tokenizer = load_toy(folder)
+    add_adapters(model, LoraConfig(rank=4), 0)
+    update_adapters(model, 0)
+    return model.eval(), tokenizer
+
+
+def update_adapters(model, number):
+    """New random adapter matrices, the same wherever it is called."""
+    noise = torch.Generator().manual_seed(number)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=noise))
+
+
+def exercise_adapters(engine, model, tokenizer):
+    """An engine that holds the base and is sent adapters, against the learner and against merged weights."""
+    vocabulary, sampling = len(tokenizer), SamplingConfig(max_new_tokens=10)
+    score = scorer(model, vocabulary)
+
+    def gap():
+        rollouts = engine.generate(prompts(), sampling)
+        return mismatch(rollouts, score_rollouts(rollouts, score)).largest
+
+    record = {"none_sent": message(lambda: canary(engine, score, prompts(1), sampling, 0.02)), "gaps": []}
+    for number in range(UPDATES):
+        update_adapters(model, number)
+        engine.sync_adapter(adapter_of(model))
+        if number in (0, 1, UPDATES - 1):
+            record["gaps"].append(gap())
+    record["version"] = engine.weight_version
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=10)
+    record["greedy"] = as_lists(engine.generate(prompts(1), greedy))
+    with build_engine(RolloutConfig(), "", tokenizer, 0, "cpu", model) as merged:
+        record["greedy_merged"] = as_lists(merged.generate(prompts(1), greedy))
+        record["refused"] = message(lambda: merged.sync_adapter(adapter_of(model)))
+    update_adapters(model, 99)  # a sync that is skipped
+    record["stale"] = message(lambda: canary(engine, score, prompts(1), sampling, 0.02))
     return record

@@ -1,0 +1,148 @@
+"""Training through the command line with real vLLM servers: data parallel, one killed, teacher, adapters.
+
+Servers take half a minute to start on a CPU; everything here is therefore `full`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from onpol_cli.core.config import Engine, LoraSync, RolloutConfig
+from onpol_cli.learner.model import resolve_model_path
+from onpol_cli.rollout.server_process import start_servers
+from onpol_cli.runs.rundir import read_lines, read_manifest
+
+pytestmark = pytest.mark.full
+STEPS = 12
+PATIENCE_S = 900
+SMALL = (
+    *("task.problems=24", "method.prompts=4", "method.group=2", "rollout.sampling.max_new_tokens=48"),
+    *("learner.threads=1", "sandbox.workers=1", "rollout.max_context=384", "rollout.max_batch=16"),
+)
+
+
+def words(root, name, *more):
+    return [sys.executable, "-m", "onpol_cli.cli", *more, f"run.name={name}", f"paths.runs={root}", *SMALL]
+
+
+def onpol(environment, *command):
+    """Run to the end; the finished process."""
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def rows(run):
+    return list(read_lines(run / "metrics.jsonl")) if (run / "metrics.jsonl").is_file() else []
+
+
+def children(pid, word):
+    """Process ids of the direct children of `pid` whose command line holds `word`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and word in (folder / "cmdline").read_text().split("\0"):
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return sorted(found)
+
+
+def wait_for(condition, process):
+    """Until `condition()`; the process must live meanwhile."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def environment(vllm_here, clean_environment):
+    return clean_environment | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, environment):
+    """A folder of runs with a tutor in it."""
+    folder = tmp_path_factory.mktemp("vllm-runs")
+    short = ("method=sft", "method.steps=4", "method.epochs=0", "method.batch=4")
+    done = onpol(environment, *words(folder, "tutor", "train", "tutor", *short))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_a_run_outlives_a_server_and_resumes_after_the_last(root, environment):
+    run = root / "parallel"
+    student = ("distill", "student", "tutor=tutor", "method=opd", "run.save_every=1", f"method.steps={STEPS}")
+    command = words(root, "parallel", *student, "rollout=vllm_server", "rollout.local_servers=2")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(rows(run)) >= 2, process)
+    first, second = children(process.pid, "--served-model-name")
+    os.kill(first, signal.SIGKILL)
+    seen = len(rows(run))
+    wait_for(lambda: len(rows(run)) >= seen + 3, process)
+    assert "going on with 1" in (run / "run.log").read_text()
+    os.kill(second, signal.SIGKILL)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1 and "No vLLM server is left" in err and "--resume" in err
+    before = rows(run)
+    assert seen + 3 <= len(before) < STEPS, "killed too late to tell"
+    again = onpol(environment, *command, "--resume")
+    assert again.returncode == 0, again.stderr[-3000:]
+    after = rows(run)
+    assert [row["step"] for row in after] == list(range(STEPS)) and after[: len(before)] == before
+    assert all(row["canary/max_abs"] < 1e-3 for row in after), "every step was sampled with the newest weights"
+    assert read_manifest(run)["status"] == "done" and (run / "checkpoint" / "config.json").is_file()
+    assert not list(Path("/proc").glob(f"{second}/stat")), "nothing is left behind"
+
+
+COMPARED = ("loss/total", "kl/teacher", "grad_norm", "entropy", "reward/mean", "length/mean", "tokens/scored")
+
+
+def test_a_server_scores_like_the_learner(root, environment):
+    student = ("distill", "student", "tutor=tutor", "method=opd", "method.steps=4")
+    for scorer in ("learner", "vllm_server"):
+        done = onpol(environment, *words(root, scorer, *student, f"method.scorer={scorer}"))
+        assert done.returncode == 0, done.stderr[-3000:]
+    pairs = list(zip(rows(root / "learner"), rows(root / "vllm_server"), strict=True))
+    assert len(pairs) == 4
+    for local, served in pairs:
+        assert {key: served[key] for key in COMPARED} == pytest.approx({key: local[key] for key in COMPARED}, rel=1e-3)
+
+
+@contextmanager
+def servers(environment, count, config):
+    """The user's own servers of the shipped base, on loopback; yields their URLs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in set(os.environ) - set(environment):
+            patch.delenv(name)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        names = [f"test-own-{number}" for number in range(count)]
+        started = start_servers(Path(resolve_model_path("tiny")), config, 384, 0, names)
+    try:
+        yield [server.url for server in started]
+    finally:
+        for server in started:
+            server.stop()
+
+
+def test_servers_of_the_user_take_adapters_or_merged_weights(root, environment):
+    config = RolloutConfig(engine=Engine.vllm_server, lora_sync=LoraSync.adapter, max_batch=16, max_lora_rank=8)
+    rl = ("train", "tutor", "method=rl", "method.steps=4", "model.lora.rank=4", "optim.lr=0.01", "rollout=vllm_server")
+    with servers(environment, 2, config) as urls:
+        given = f"rollout.servers={json.dumps(urls)}"
+        for sync in ("adapter", "merged"):
+            lora = (f"rollout.lora_sync={sync}", "rollout.max_lora_rank=8")
+            done = onpol(environment, *words(root, sync, *rl, given, *lora))
+            assert done.returncode == 0, done.stderr[-3000:]
+    both = [rows(root / sync) for sync in ("adapter", "merged")]
+    assert [len(found) for found in both] == [4, 4]
+    assert all(row["canary/max_abs"] < 1e-4 and row["kl/mismatch"] < 1e-6 for found in both for row in found)
+    assert both[0][-1]["entropy"] == pytest.approx(both[1][-1]["entropy"], rel=0.05)
