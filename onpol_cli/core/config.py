@@ -88,6 +88,19 @@ class LoraSync(StrEnum):
     """As adapters beside weights that stay as they are (vLLM only)."""
 
 
+class WeightTransfer(StrEnum):
+    """How whole weights reach vLLM servers."""
+
+    auto = "auto"
+    """ipc for servers that onpol starts on a GPU, else reload."""
+    reload = "reload"
+    """Through a folder that they read."""
+    ipc = "ipc"
+    """Handles of GPU memory, for servers on the learner's own GPU."""
+    nccl = "nccl"
+    """Broadcast between GPUs."""
+
+
 class ScorerKind(StrEnum):
     """Who computes the teacher's log-probs."""
 
@@ -281,6 +294,8 @@ class RolloutConfig:
     """merged, or adapter: with model.lora.rank > 0 and vLLM only the adapter is sent after each step."""
     max_lora_rank: int = 64
     """vLLM with lora_sync=adapter: largest rank that it reserves for."""
+    weight_transfer: WeightTransfer = WeightTransfer.auto
+    """vllm_server: auto, reload, ipc or nccl. ipc and nccl need a GPU and one learner process."""
     max_context: int = 4096
     """vLLM: prompt plus completion that it reserves for, tokens; at most the model's own."""
     exchange: str = ""

@@ -7,8 +7,9 @@ know rollouts (`vllm_server.py`) or teachers (`teacher.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -90,9 +91,15 @@ class Endpoint:
 
         Running requests finish first; the prefix cache is dropped.
         """
+        with self.replacing(version):
+            act()
+
+    @contextmanager
+    def replacing(self, version: str) -> Iterator[None]:
+        """While it lasts nothing runs and weights may change; see `update`."""
         self.call("POST", "/pause", mode="wait")
         try:
-            act()
+            yield
             if not self.call("POST", "/reset_prefix_cache")["success"]:
                 raise EndpointDown(f"{self.url} kept its prefix cache")
             self.call("POST", "/update_weight_version", {"new_version": version})

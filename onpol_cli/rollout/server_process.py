@@ -20,6 +20,7 @@ import httpx
 
 from onpol_cli.core.config import LoraSync, RolloutConfig
 from onpol_cli.core.errors import RunFailed
+from onpol_cli.rollout.transfer import chosen, server_options, server_variables
 from onpol_cli.rollout.vllm_env import CPU_DEFAULTS, log_path, log_tail, on_gpu, require_vllm
 from onpol_cli.rollout.vllm_params import CPU_BLOCK, adapter_rank, cpu_step_tokens
 
@@ -56,6 +57,7 @@ def server_arguments(config: RolloutConfig, context: int, port: int, seed: int) 
     options += ["--tensor-parallel-size", str(config.tensor_parallel), "--disable-log-stats"]
     if config.lora_sync is LoraSync.adapter:
         options += ["--enable-lora", "--max-lora-rank", str(adapter_rank(config.max_lora_rank)), "--max-loras", "1"]
+    options += server_options(chosen(config))
     if on_gpu():
         options += ["--gpu-memory-utilization", str(config.gpu_memory)]
         options += ["--enforce-eager"] if config.enforce_eager else []
@@ -69,6 +71,7 @@ def server_arguments(config: RolloutConfig, context: int, port: int, seed: int) 
 def server_environment(config: RolloutConfig) -> dict[str, str]:
     """The user's environment, with development endpoints (weight updates) on and usage reports off."""
     wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
+    wanted |= server_variables(chosen(config))
     if config.lora_sync is LoraSync.adapter:
         wanted["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if not on_gpu():
@@ -85,18 +88,22 @@ class LocalServer:
         context: prompt plus completion, tokens.
         seed: of the engine.
         name: of its log file.
+        gpus: it may use, by their names in CUDA_VISIBLE_DEVICES; empty: those of this process.
     """
 
-    def __init__(self, folder: Path, config: RolloutConfig, context: int, seed: int, name: str) -> None:
+    def __init__(
+        self, folder: Path, config: RolloutConfig, context: int, seed: int, name: str, gpus: Sequence[str] = ()
+    ) -> None:
         require_vllm("A vLLM server on this machine")
         self.log = log_path(name)
         port = free_port()
         self.url = f"http://{HOST}:{port}"
+        environment = server_environment(config) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
         command = [*entry_point(), str(folder), *server_arguments(config, context, port, seed)]
         with self.log.open("ab") as sink:
             # own session: a Ctrl-C at the terminal reaches onpol, which stops its servers in order
             self.process = subprocess.Popen(
-                command, env=server_environment(config), stdin=subprocess.DEVNULL,
+                command, env=environment, stdin=subprocess.DEVNULL,
                 stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
             )
 
@@ -129,13 +136,19 @@ class LocalServer:
 
 
 def start_servers(
-    folder: Path, config: RolloutConfig, context: int, seed: int, names: Sequence[str]
+    folder: Path, config: RolloutConfig, context: int, seed: int, names: Sequence[str],
+    gpus: Sequence[Sequence[str]] = (),
 ) -> list[LocalServer]:
-    """Start one server a name and wait until all of them answer; none is left behind if one fails."""
+    """Start one server a name and wait until all of them answer; none is left behind if one fails.
+
+    Args:
+        gpus: of each server; see `LocalServer`.
+    """
     servers: list[LocalServer] = []
     try:
-        for name in names:
-            servers.append(LocalServer(folder, config, context, seed, name))
+        for number, name in enumerate(names):
+            own = gpus[number] if gpus else ()
+            servers.append(LocalServer(folder, config, context, seed, name, own))
         wait_until_healthy(servers, config.timeout_s)
     except BaseException:
         for server in servers:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from onpol_cli.core.config import RolloutConfig
+from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.weights import merged_weights
 from onpol_cli.rollout.engine import real_vocabulary
@@ -110,7 +111,9 @@ class ServerScorer:
         folder = make_folder(config.exchange)
         try:
             write_model(folder, merged_weights(model), model.config, vocabulary, tokenizer)
-            self.started = start_servers(folder, config, context, 0, ["vllm-teacher"])
+            # a teacher's weights never change
+            fixed = replace(config, lora_sync=LoraSync.merged, weight_transfer=WeightTransfer.reload)
+            self.started = start_servers(folder, fixed, context, 0, ["vllm-teacher"])
         finally:
             remove_folder(folder)  # the server has read it
         return [server.url for server in self.started]

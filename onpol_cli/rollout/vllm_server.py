@@ -7,16 +7,18 @@ and the exchange folder of the current weights. Processes are `server_process`',
 from __future__ import annotations
 
 import atexit
+import os
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
-from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig
+from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
 from onpol_cli.learner.weights import Adapter, merged_weights
@@ -24,6 +26,7 @@ from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vo
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_adapter, write_model, write_weights
 from onpol_cli.rollout.server_client import Endpoint, EndpointDown, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
+from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, server_gpus, wire_shapes
 from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
 
 Job = tuple[Prompt, int]
@@ -57,6 +60,8 @@ class ServerEngine:
         self.names = {name for name, _ in merged_weights(model)}
         # foreign servers keep the checkpoint's padded rows; there a bias keeps them from being sampled
         self.rows = rows if config.servers else self.vocabulary
+        kind = chosen(config)
+        self.transfer = None if kind is WeightTransfer.reload else self._transfer(kind, model)
         self.folder = make_folder(config.exchange)
         self.adapter_folder: Path | None = None
         self.started: list[LocalServer] = []
@@ -70,12 +75,31 @@ class ServerEngine:
             self.close()
             raise
 
+    def _transfer(self, kind: WeightTransfer, model: Any) -> Transfer:
+        """The sending side from GPU to GPU; connects with the first sync."""
+        import torch
+
+        shapes = wire_shapes(real_rows(merged_weights(model), self.rows), getattr(torch, self.config.dtype.value))
+        stream = WeightStream(shapes, torch.device("cuda", torch.cuda.current_device()))
+        return Transfer(kind, stream, self.config.tensor_parallel, self.config.timeout_s)
+
+    def _gpus(self, number: int) -> list[str]:
+        """CUDA_VISIBLE_DEVICES of local server `number`; empty: as they are."""
+        if self.transfer is None:
+            return []
+        import torch
+
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        own = torch.cuda.current_device()
+        return server_gpus(self.transfer.kind, number, self.config.tensor_parallel, names.split(","), own)
+
     def _connect(self, seed: int) -> None:
         """Start local servers if none are given, and bring every server to version 0."""
         config = self.config
         if not config.servers:
             names = [f"vllm-server-{number}" for number in range(config.local_servers)]
-            self.started = start_servers(self.folder, config, self.context, seed, names)
+            gpus = [self._gpus(number) for number in range(config.local_servers)]
+            self.started = start_servers(self.folder, config, self.context, seed, names, gpus)
         urls = config.servers or [server.url for server in self.started]
         self.pool.endpoints = [Endpoint(url, config.timeout_s) for url in urls]
         folder = str(self.folder) if config.servers else None
@@ -121,6 +145,8 @@ class ServerEngine:
     def _ensure_version(self, endpoint: Endpoint) -> None:
         """Bring a server that restarted, or was used by others, to the current weights."""
         if endpoint.weight_version() != self.label:
+            if self.transfer is not None and self.weight_version > 0:
+                raise EndpointDown(f"{endpoint.url} lost its weights, and there is no folder to read them from")
             endpoint.load(str(self.folder), self.label)
             if self.adapter_folder is not None:
                 endpoint.load_adapter(str(self.adapter_folder), self.label)
@@ -157,14 +183,42 @@ class ServerEngine:
     # ---- weights
 
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Write the weights once, have every server load them, and check that it did.
+        """Give the weights to every server, and check that it has them.
 
         Raises:
             OnpolError: a weight is missing.
+            RunFailed: no server is left, or a transfer between GPUs failed.
         """
+        stream = real_rows(CompleteWeights(weights, self.names), self.rows)
+        if self.transfer is not None:
+            self._send(self.transfer, stream)
+        else:
+            self._write(stream)
+
+    def _send(self, transfer: Transfer, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """From GPU to GPU, into all servers at once; those that are gone are left out."""
+        self.weight_version += 1
+        try:
+            with ExitStack() as stack:
+                paused = []
+                for endpoint in self.pool.alive():
+                    try:
+                        stack.enter_context(endpoint.replacing(self.label))
+                        paused.append(endpoint)
+                    except EndpointDown as error:
+                        self.pool.drop(endpoint, error)
+                self.pool.alive()
+                transfer.send(paused, stream)
+        except EndpointDown as error:
+            raise RunFailed(
+                f"A vLLM server was lost during a weight transfer: {error}. The last checkpoint is kept: --resume."
+            ) from error
+
+    def _write(self, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """Through a folder, written once and read by every server."""
         fresh = make_folder(self.config.exchange)
         try:
-            write_weights(fresh, real_rows(CompleteWeights(weights, self.names), self.rows))
+            write_weights(fresh, stream)
         except BaseException:
             remove_folder(fresh)
             raise
@@ -200,6 +254,8 @@ class ServerEngine:
     def close(self) -> None:
         """Stop the servers that were started here, and only those."""
         atexit.unregister(self.close)
+        if self.transfer is not None:
+            self.transfer.close()
         self.pool.close()
         for server in self.started:
             server.stop()

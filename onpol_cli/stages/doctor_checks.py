@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from onpol_cli.core.config import Config, Device, Engine, LoraSync
+from onpol_cli.core.config import Config, Device, Engine, LoraSync, WeightTransfer
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.stages import build
 from onpol_cli.stages.session import runs_root
@@ -132,20 +132,39 @@ def check_engines(config: Config) -> list[Finding]:
 
 def check_sync(config: Config) -> list[Finding]:
     """Whether weights can reach the sampler in the way that is asked for."""
+    return [caught("weight sync", lambda: _adapter_sync(config)), *_weight_transfer(config)]
+
+
+def _adapter_sync(config: Config) -> Finding:
     rollout, rank = config.rollout, config.model.lora.rank
     if rollout.lora_sync is LoraSync.merged:
-        return [ok("weight sync", "whole weights")]
-    remedy = "Use rollout.lora_sync=merged."
+        return ok("weight sync", "whole weights")
     if rollout.engine is Engine.hf:
         message = "rollout.lora_sync=adapter needs rollout=vllm or rollout=vllm_server; rollout=hf merges at no cost"
-        return [failure("weight sync", message, remedy)]
+        return failure("weight sync", message, "Use rollout.lora_sync=merged.")
     if rank == 0:
         message = "rollout.lora_sync=adapter without an adapter"
-        return [failure("weight sync", message, "Set model.lora.rank, or rollout.lora_sync=merged.")]
+        return failure("weight sync", message, "Set model.lora.rank, or rollout.lora_sync=merged.")
     if rank > rollout.max_lora_rank:
         message = f"model.lora.rank={rank} is beyond rollout.max_lora_rank={rollout.max_lora_rank}"
-        return [failure("weight sync", message, f"Set rollout.max_lora_rank={rank}.")]
-    return [ok("weight sync", f"LoRA adapters of rank {rank}")]
+        return failure("weight sync", message, f"Set rollout.max_lora_rank={rank}.")
+    return ok("weight sync", f"LoRA adapters of rank {rank}")
+
+
+def _weight_transfer(config: Config) -> list[Finding]:
+    from onpol_cli.rollout.transfer import chosen
+
+    rollout, way = config.rollout, config.rollout.weight_transfer
+    if way not in (WeightTransfer.ipc, WeightTransfer.nccl):
+        return []
+    remedy = "Leave rollout.weight_transfer at auto."
+    if rollout.engine is not Engine.vllm_server:
+        message = f"rollout.weight_transfer={way.value} needs rollout=vllm_server; others are handed the weights"
+        return [failure("weight transfer", message, remedy)]
+    if rollout.lora_sync is LoraSync.adapter:
+        message = f"rollout.weight_transfer={way.value} moves whole weights, rollout.lora_sync=adapter none"
+        return [failure("weight transfer", message, remedy)]
+    return [caught("weight transfer", lambda: ok("weight transfer", chosen(rollout).value))]
 
 
 def check_isolation(config: Config) -> list[Finding]:

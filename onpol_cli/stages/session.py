@@ -24,6 +24,11 @@ from onpol_cli.runs.rundir import CONFIG, RunDir
 
 FREE = ("run", "paths", "matrix", "claims")
 """Parts of a configuration that may differ on resume: they change no number."""
+FREE_ROLLOUT = (
+    *("rollout.servers", "rollout.local_servers", "rollout.teacher_servers", "rollout.exchange"),
+    *("rollout.weight_transfer", "rollout.timeout_s", "rollout.concurrency", "rollout.retries"),
+)
+"""Likewise where servers are and how they are reached: those of a resumed run may be new ones."""
 
 
 def runs_root(config: Config) -> Path:
@@ -113,9 +118,8 @@ def differences(info: RunInfo, config: Config) -> list[str]:
     if not file.is_file():
         return []
     old, new = (_flat(as_dict(item)) for item in (from_yaml(file.read_text(encoding="utf-8")), config))
-    return [
-        key for key in sorted(old.keys() | new.keys()) if key.split(".")[0] not in FREE and old.get(key) != new.get(key)
-    ]
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return [key for key in changed if key.split(".")[0] not in FREE and key not in FREE_ROLLOUT]
 
 
 def check_same_settings(run: RunDir, config: Config) -> None:

@@ -46,6 +46,7 @@ def train(method: str, engine: str, seed: int, root: str, options: argparse.Name
     words = [*METHODS[method].split(), f"method={method}", f"rollout={engine}", f"seed={seed}", f"run.name={name}"]
     words += [f"method.steps={options.steps}", f"run.validate_every={options.steps}", f"paths.runs={root}"]
     words += [f"task.validation_problems={options.validation}", "rollout.max_context=512"]
+    words += [f"method.prompts={options.prompts}", "method.group=8"]
     words += ["tutor=tutor"] if method == "opd" else []
     began = time.perf_counter()
     onpol(words, options)
@@ -109,7 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--validation", type=int, default=200, help="validation problems")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts a step, 8 rollouts each")
+    parser.add_argument("--validation", type=int, default=150, help="validation problems")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for the JSON")
     options = parser.parse_args()
@@ -119,7 +121,8 @@ def main() -> None:
         onpol(["train", "tutor", *tutor], options)
         runs = [train(m, e, seed, root, options) for seed in options.seeds for m in METHODS for e in ENGINES]
     found = {
-        "steps": options.steps, "seeds": options.seeds, "threads": options.threads,
+        "steps": options.steps, "prompts": options.prompts, "group": 8, "seeds": options.seeds,
+        "threads": options.threads, "validation_problems": options.validation,
         "machine": facts | {"after": machine()},
         "summary": {method: summary(runs, method) for method in METHODS}, "runs": runs,
     }  # fmt: skip

@@ -1,0 +1,60 @@
+"""Which way weights go, on which GPUs servers run, and that a transfer that hangs ends the run."""
+
+import threading
+
+import pytest
+import torch
+
+from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.rollout import transfer
+from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, server_gpus, server_options, server_variables
+
+IPC, NCCL, RELOAD = WeightTransfer.ipc, WeightTransfer.nccl, WeightTransfer.reload
+
+
+@pytest.mark.parametrize("kind", [IPC, NCCL])
+def test_without_a_gpu_weights_go_through_a_folder(kind, monkeypatch):
+    monkeypatch.setattr(transfer, "on_gpu", lambda: False)
+    assert chosen(RolloutConfig()) is RELOAD
+    with pytest.raises(OnpolError, match=r"here is no GPU\. Use rollout\.weight_transfer=reload"):
+        chosen(RolloutConfig(weight_transfer=kind))
+
+
+def test_on_a_gpu_own_servers_share_its_memory(monkeypatch):
+    monkeypatch.setattr(transfer, "on_gpu", lambda: True)
+    assert chosen(RolloutConfig()) is IPC
+    assert chosen(RolloutConfig(servers=["http://far:1"])) is RELOAD, "started by others, for all one knows without it"
+    assert chosen(RolloutConfig(lora_sync=LoraSync.adapter)) is RELOAD, "whole weights never move"
+    assert chosen(RolloutConfig(weight_transfer=NCCL)) is NCCL
+
+
+def test_what_servers_are_started_with():
+    assert server_options(RELOAD) == [] and server_variables(NCCL) == {}
+    assert server_options(IPC) == ["--weight-transfer-config", '{"backend": "ipc"}']
+    assert server_variables(IPC) == {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+
+
+def test_servers_of_an_nccl_group_have_gpus_of_their_own():
+    visible = ["4", "5", "6", "7"]
+    assert [server_gpus(NCCL, number, 1, visible, 1) for number in (0, 1, 2)] == [["4"], ["6"], ["7"]]
+    assert server_gpus(IPC, 0, 1, visible, 1) == server_gpus(IPC, 1, 1, visible, 1) == ["5"]
+    with pytest.raises(OnpolError, match="4 are visible"):
+        server_gpus(NCCL, 1, 2, visible, 1)
+
+
+class Slow(Transfer):
+    def _send(self, endpoints, weights):
+        weights.wait(10)
+        raise RuntimeError("peer is gone")
+
+
+def test_a_transfer_ends_in_time_and_says_how_to_go_on():
+    stream = WeightStream([("a", (2, 3), torch.bfloat16)], torch.device("cpu"))
+    assert stream.largest == 12
+    release = threading.Event()
+    with pytest.raises(RunFailed, match=r"not done in 0 s .*rollout\.weight_transfer=reload and --resume"):
+        Slow(NCCL, stream, 1, 0.05).send([], release)
+    release.set()
+    with pytest.raises(RunFailed, match="peer is gone"):
+        Slow(NCCL, stream, 1, 30).send([], release)
