@@ -11,6 +11,7 @@ import pytest
 from vllm_toys import exercise, load_toy, write_toy
 
 from onpol_cli.core.config import Engine, RolloutConfig
+from onpol_cli.learner.model import resolve_model_path
 from onpol_cli.rollout.engine import build_engine
 
 HERE = Path(__file__).parent
@@ -54,6 +55,14 @@ def hf_record(real_toy):
 
 
 @pytest.fixture(scope="session")
+def hf_tiny_record():
+    """What the embedded engine did with the trained model that ships with the package."""
+    model, tokenizer = load_toy(resolve_model_path("tiny"))
+    with build_engine(RolloutConfig(max_batch=8), "", tokenizer, 0, "cpu", model) as engine:
+        return exercise(engine, model, tokenizer)
+
+
+@pytest.fixture(scope="session")
 def inprocess_record(vllm_here, clean_environment, real_toy, small_toy, tmp_path_factory):
     """What vLLM in process did, in a process of its own."""
     out = tmp_path_factory.mktemp("record") / "record.json"
@@ -64,15 +73,15 @@ def inprocess_record(vllm_here, clean_environment, real_toy, small_toy, tmp_path
 
 
 @pytest.fixture(scope="session")
-def two_servers(vllm_here, small_toy):
+def two_servers(vllm_here, real_toy):
     """An engine with two servers of its own on loopback, its model and tokenizer."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("VLLM_")] + ["LD_PRELOAD"]:
             patch.delenv(name, raising=False)
         patch.setenv("OMP_NUM_THREADS", "1")
-        model, tokenizer = load_toy(small_toy)
+        model, tokenizer = load_toy(real_toy)
         config = RolloutConfig(engine=Engine.vllm_server, local_servers=2, max_batch=64, max_context=256)
-        engine = build_engine(config, str(small_toy), tokenizer, 0, "cpu", model)
+        engine = build_engine(config, str(real_toy), tokenizer, 0, "cpu", model)
     with engine:
         yield engine, model, tokenizer
 

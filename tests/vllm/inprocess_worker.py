@@ -12,6 +12,7 @@ import torch
 from vllm_toys import exercise, exercise_adapters, load_adapted, load_toy
 
 from onpol_cli.core.config import Engine, LoraSync, RolloutConfig
+from onpol_cli.learner.model import resolve_model_path
 from onpol_cli.rollout.engine import build_engine
 
 
@@ -40,4 +41,6 @@ def adapters(folder):
 
 
 if __name__ == "__main__":
-    Path(sys.argv[3]).write_text(json.dumps(plain(sys.argv[1]) | {"adapters": adapters(sys.argv[2])}))
+    real, small, out = sys.argv[1:]
+    found = plain(real) | {"adapters": adapters(small), "tiny": plain(resolve_model_path("tiny"))}
+    Path(out).write_text(json.dumps(found))

@@ -54,8 +54,14 @@ def test_greedy_decoding_takes_the_likeliest_token(record):
     assert record["greedy_gap"] < TOLERANCE
 
 
-def test_greedy_decoding_is_the_same_with_and_without_vllm(hf_record, inprocess_record):
-    assert hf_record["greedy"] == inprocess_record["greedy"]
+def test_greedy_decoding_is_the_same_in_all_engines(hf_record, inprocess_record, server_record):
+    assert hf_record["greedy"] == inprocess_record["greedy"] == server_record["greedy"]
+
+
+def test_the_trained_model_is_sampled_like_the_learner(hf_tiny_record, inprocess_record):
+    records = [hf_tiny_record, inprocess_record["tiny"]]
+    assert all(record["gap_before"] < TOLERANCE and record["gap_after_updates"] < TOLERANCE for record in records)
+    assert records[0]["greedy"] == records[1]["greedy"]
 
 
 def test_a_length_limit_or_the_tokenizers_eos_ends_a_rollout(record):
