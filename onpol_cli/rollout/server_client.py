@@ -44,7 +44,7 @@ class Endpoint:
         self.http = httpx.Client(base_url=self.url, timeout=timeout_s, limits=limits, trust_env=False)
 
     def call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """One request; the decoded JSON answer, None if it has no body.
+        """One request; the decoded JSON answer, the text of another answer, None if it has no body.
 
         Raises:
             EndpointDown: no answer in time, connection lost, or a server error.
@@ -59,6 +59,8 @@ class Endpoint:
         if answer.status_code >= 400:
             hint = _hint(path) if answer.status_code == 404 else ""
             raise OnpolError(f"{self.url}{path} refused: HTTP {answer.status_code} {answer.text[:300]}.{hint}")
+        if not answer.headers.get("content-type", "").startswith("application/json"):
+            return answer.text or None  # /v1/load_lora_adapter answers with a sentence
         return answer.json() if answer.content else None
 
     def model_name(self) -> str:

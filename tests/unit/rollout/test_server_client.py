@@ -25,8 +25,10 @@ def serving(answers):
         def reply(self):
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "null")
             status, value = answers(self.command, self.path.split("?")[0], body)
-            data = json.dumps(value).encode()
+            plain = isinstance(value, str)
+            data = value.encode() if plain else json.dumps(value).encode()
             self.send_response(status)
+            self.send_header("Content-Type", "text/plain; charset=utf-8" if plain else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -142,6 +144,42 @@ def test_a_weight_update_is_checked_by_its_label():
         state["honest"] = False
         with pytest.raises(EndpointDown, match="'run-1' instead of 'run-2'"):
             endpoint.load("/folder", "run-2")
+
+
+def test_an_adapter_replaces_the_one_before_under_its_own_name():
+    state = {"label": "default", "models": ["base", "run-1"], "order": []}
+
+    def server(method, path, body):
+        if path == "/v1/models":
+            return 200, {"data": [{"id": n, "parent": None if n == "base" else "base"} for n in state["models"]]}
+        state["order"].append((path, body))
+        if path == "/v1/load_lora_adapter":
+            state["models"].append(body["lora_name"])
+        if path == "/v1/unload_lora_adapter":
+            state["models"].remove(body["lora_name"])
+        if path == "/update_weight_version":
+            state["label"] = body["new_version"]
+        answer = {"success": True, "weight_version": state["label"]}
+        return 200, "Success: a sentence, as vLLM answers." if "lora" in path else answer
+
+    with serving(server) as url:
+        Endpoint(url, 30).load_adapter("/folder", "run-2")
+        assert state["models"] == ["base", "run-2"] and state["label"] == "run-2"
+        assert [path for path, _ in state["order"]] == [
+            "/pause", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/reset_prefix_cache",
+            "/update_weight_version", "/resume", "/weight_info",
+        ]
+        assert state["order"][1][1] == {"lora_name": "run-2", "lora_path": "/folder"}
+        Endpoint(url, 30).load_adapter("/folder", "run-2")  # it has it already: nothing is loaded twice
+        assert state["models"] == ["base", "run-2"]
+
+
+def test_a_server_that_takes_no_adapters_is_explained():
+    def server(method, path, body):
+        return (404, {}) if "lora" in path else (200, {"data": [{"id": "base", "parent": None}]})
+
+    with serving(server) as url, pytest.raises(OnpolError, match="--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        Endpoint(url, 30).load_adapter("/folder", "run-1")
 
 
 def test_each_leaves_out_those_that_fail():

@@ -49,6 +49,37 @@ def test_an_engine_that_is_not_installed_matters_only_if_it_is_asked_for(
     assert checks.engine_state(Engine.hf)[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("rollout.lora_sync=adapter", "model.lora.rank=4"), "rollout=hf merges"),
+        (("rollout.lora_sync=adapter", "rollout=vllm"), "without an adapter"),
+        (("rollout.lora_sync=adapter", "rollout=vllm", "model.lora.rank=99"), "beyond rollout.max_lora_rank=64"),
+        (("rollout.weight_transfer=nccl", "rollout=vllm"), "needs rollout=vllm_server"),
+        (
+            ("rollout.weight_transfer=ipc", "rollout=vllm_server", "rollout.lora_sync=adapter", "model.lora.rank=4"),
+            "moves whole weights",
+        ),
+    ],
+)
+def test_weights_that_cannot_reach_the_sampler(config: Callable[..., Config], words: tuple[str, ...], message: str):
+    found = worst(checks.check_sync(config(*words)))
+    assert found.level is Level.error and message in found.message and found.remedy
+    assert found in preflight(config(*words), "tutor")
+
+
+def test_adapters_and_whole_weights_are_fine(config: Callable[..., Config]) -> None:
+    assert worst(checks.check_sync(config("model.lora.rank=4"))).level is Level.ok
+    words = ("rollout=vllm", "rollout.lora_sync=adapter", "model.lora.rank=4")
+    assert worst(checks.check_sync(config(*words))).level is Level.ok
+
+
+def test_a_transfer_between_gpus_needs_one(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onpol_cli.rollout.transfer.on_gpu", lambda: False)
+    found = worst(checks.check_sync(config("rollout.weight_transfer=ipc", "rollout=vllm_server")))
+    assert found.level is Level.error and "here is no GPU" in found.message
+
+
 def test_the_sandbox_says_how_programs_are_isolated(config: Callable[..., Config]) -> None:
     (found,) = checks.check_isolation(config())
     assert found.level in (Level.ok, Level.warning) and found.message
