@@ -44,17 +44,19 @@ def rows(run):
     return list(read_lines(run / "metrics.jsonl")) if (run / "metrics.jsonl").is_file() else []
 
 
-def children(pid, word):
-    """Process ids of the direct children of `pid` whose command line holds `word`."""
-    found = []
+def processes():
+    """Id, parent, process group and words of every process."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and word in (folder / "cmdline").read_text().split("\0"):
-                found.append(int(folder.name))
-        except (OSError, ValueError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            yield int(folder.name), int(fields[1]), int(fields[2]), (folder / "cmdline").read_text().split("\0")
+        except OSError:  # gone meanwhile
             continue
-    return sorted(found)
+
+
+def servers_of(parent):
+    """Process ids, which are also process groups, of the servers that `parent` started."""
+    return sorted(pid for pid, owner, _, words in processes() if owner == parent and "--served-model-name" in words)
 
 
 def wait_for(condition, process):
@@ -87,7 +89,7 @@ def test_a_run_outlives_a_server_and_resumes_after_the_last(root, environment):
     command = words(root, "parallel", *student, "rollout=vllm_server", "rollout.local_servers=2")
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(rows(run)) >= 2, process)
-    first, second = children(process.pid, "--served-model-name")
+    first, second = servers_of(process.pid)
     os.kill(first, signal.SIGKILL)
     seen = len(rows(run))
     wait_for(lambda: len(rows(run)) >= seen + 3, process)
@@ -103,7 +105,7 @@ def test_a_run_outlives_a_server_and_resumes_after_the_last(root, environment):
     assert [row["step"] for row in after] == list(range(STEPS)) and after[: len(before)] == before
     assert all(row["canary/max_abs"] < TOLERANCE for row in after), "every step was sampled with the newest weights"
     assert read_manifest(run)["status"] == "done" and (run / "checkpoint" / "config.json").is_file()
-    assert not list(Path("/proc").glob(f"{second}/stat")), "nothing is left behind"
+    assert not [pid for pid, _, group, _ in processes() if group in (first, second)], "no engine is left behind"
 
 
 COMPARED = ("loss/total", "kl/teacher", "grad_norm", "entropy", "reward/mean", "length/mean", "tokens/scored")
