@@ -140,17 +140,19 @@ def servers(environment, count, config, folder):
 
 def test_servers_of_the_user_take_adapters_or_merged_weights(root, environment):
     config = RolloutConfig(engine=Engine.vllm_server, lora_sync=LoraSync.adapter, max_batch=16, max_lora_rank=8)
-    rl = ("train", "tutor", "method=rl", "method.steps=4", "model.lora.rank=4", "optim.lr=0.01", "rollout=vllm_server")
+    opd = ("distill", "student", "tutor=tutor", "method=opd", "method.steps=4", "rollout=vllm_server")
     with servers(environment, 2, config, resolve_model_path("tiny")) as urls:
         given = f"rollout.servers={json.dumps(urls)}"
         for sync in ("adapter", "merged"):
-            lora = (f"rollout.lora_sync={sync}", "rollout.max_lora_rank=8")
-            done = onpol(environment, *words(root, sync, *rl, given, *lora))
+            lora = ("model.lora.rank=4", "optim.lr=0.003", f"rollout.lora_sync={sync}", "rollout.max_lora_rank=8")
+            done = onpol(environment, *words(root, sync, *opd, given, *lora))
             assert done.returncode == 0, done.stderr[-3000:]
     both = [rows(root / sync) for sync in ("adapter", "merged")]
     assert [len(found) for found in both] == [4, 4]
     assert all(row["canary/max_abs"] < TOLERANCE and row["kl/mismatch"] < 1e-6 for found in both for row in found)
-    assert both[0][-1]["entropy"] == pytest.approx(both[1][-1]["entropy"], rel=0.05)
+    assert all(row["grad_norm"] > 0 for found in both for row in found), "adapters that do not change prove nothing"
+    adapter, merged = (found[1] for found in both)  # the first step sampled after a sync
+    assert {key: adapter[key] for key in COMPARED} == pytest.approx({key: merged[key] for key in COMPARED}, rel=0.02)
 
 
 def test_a_users_server_with_padded_rows_and_hostile_defaults(environment, real_toy, monkeypatch):
