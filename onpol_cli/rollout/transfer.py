@@ -36,16 +36,21 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
     """What `rollout.weight_transfer` means here: `auto` is `ipc` for servers that onpol starts on a GPU, else `reload`.
 
     Raises:
-        OnpolError: `ipc` or `nccl` without a GPU, or with several learner processes.
+        OnpolError: `ipc` or `nccl` without a GPU, or with several learner processes; `ipc` to several GPUs.
     """
-    asked, alone = config.weight_transfer, not _several_processes()
+    asked, alone, one = config.weight_transfer, not _several_processes(), config.tensor_parallel == 1
     if asked is WeightTransfer.auto:
-        fits = on_gpu() and alone and not config.servers and config.lora_sync is LoraSync.merged
+        fits = on_gpu() and alone and one and not config.servers and config.lora_sync is LoraSync.merged
         return WeightTransfer.ipc if fits else WeightTransfer.reload
     if asked is not WeightTransfer.reload and not (on_gpu() and alone):
         raise OnpolError(
             f"rollout.weight_transfer={asked.value} moves weights between GPUs for one learner process; here is "
             f"{'no GPU' if alone else 'more than one process'}. Use rollout.weight_transfer=reload."
+        )
+    if asked is WeightTransfer.ipc and not one:
+        raise OnpolError(
+            f"rollout.weight_transfer=ipc reaches the learner's own GPU only, and rollout.tensor_parallel is "
+            f"{config.tensor_parallel}. Use rollout.weight_transfer=nccl."
         )
     return asked
 
@@ -76,8 +81,8 @@ def server_gpus(kind: WeightTransfer, number: int, workers: int, visible: Sequen
     Raises:
         OnpolError: there are too few.
     """
-    if kind is not WeightTransfer.nccl:
-        return [visible[own]] if kind is WeightTransfer.ipc and workers == 1 else list(visible)
+    if kind is WeightTransfer.ipc:
+        return [visible[own]]
     others = [name for place, name in enumerate(visible) if place != own]
     found = others[number * workers : (number + 1) * workers]
     if len(found) < workers:
