@@ -28,7 +28,7 @@ def test_on_a_gpu_own_servers_share_its_memory(monkeypatch):
     assert chosen(RolloutConfig(lora_sync=LoraSync.adapter)) is RELOAD, "whole weights never move"
     assert chosen(RolloutConfig(tensor_parallel=2)) is RELOAD
     assert chosen(RolloutConfig(weight_transfer=NCCL, tensor_parallel=2)) is NCCL
-    with pytest.raises(OnpolError, match="Use rollout.weight_transfer=nccl"):
+    with pytest.raises(OnpolError, match=r"Use rollout\.weight_transfer=nccl"):
         chosen(RolloutConfig(weight_transfer=IPC, tensor_parallel=2))
 
 
