@@ -112,9 +112,7 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
     Raises:
         OnpolError: the model has none.
     """
-    from peft.tuners.lora import LoraLayer
-
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = _lora_layers(model) if has_adapters(model) else {}
     if not layers:
         raise OnpolError("There is no LoRA adapter to send: set model.lora.rank, or rollout.lora_sync=merged.")
     weights = {
@@ -122,7 +120,7 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
         for name, layer in layers.items()
         for side in ("lora_A", "lora_B")
     }
-    one: Any = next(iter(layers.values()))
+    one = next(iter(layers.values()))
     targets = tuple(sorted({name.rpartition(".")[2] for name in layers}))
     return Adapter(one.r["default"], float(one.lora_alpha["default"]), targets, weights)
 
