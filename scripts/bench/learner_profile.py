@@ -128,8 +128,8 @@ def watch_learner(learner: Any, clocks: Clocks, waste: Waste) -> None:
         if clocks.paused:
             return layout
         waste.add("tokens of training", layout.padded_tokens, min(layout.real_tokens, layout.padded_tokens))
-        for block in (getattr(layout, "prompts", None), getattr(layout, "completions", None)):
-            if block is not None:
+        for part in getattr(layout, "parts", ()):
+            for block in (part.prompts, part.completions):
                 waste.add("attention rows of training", block.rows.numel(), len(block.real))
         return layout
 
@@ -216,7 +216,7 @@ def phases(seconds: dict[str, float], steps: int) -> dict[str, Any]:
 
 
 def summary(clocks: Clocks, waste: Waste, steps: int) -> dict[str, Any]:
-    """Seconds, shares, padding. CPU seconds do not depend on the load; those of grading are its workers'."""
+    """Seconds, shares, padding. CPU seconds depend little on the load; those of grading's workers are not in them."""
     padding = waste.shares()
     padding.pop("tokens decoded")
     wall, cpu = phases(clocks.seconds, steps), phases(clocks.cpu, steps)
@@ -228,7 +228,7 @@ def summary(clocks: Clocks, waste: Waste, steps: int) -> dict[str, Any]:
 def floors(flops: dict[str, float], clocks: Clocks, args: argparse.Namespace) -> dict[str, Any]:
     """What the arithmetic alone takes at the rate of large float32 products, and the share of it that is reached.
 
-    The rate is taken per CPU second, like the shares, so that a busy machine changes neither.
+    The rate is taken per CPU second, like the shares; neighbours that share caches still lower it.
     """
     import torch
 

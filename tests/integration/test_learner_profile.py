@@ -27,5 +27,6 @@ def test_the_clocks_account_for_the_whole_step(tmp_path):
             assert sum(seconds[phase].values()) == pytest.approx(seconds["phases"][phase], abs=1e-3)
             assert all(value >= -1e-3 for value in seconds[phase].values()), (phase, seconds[phase])
     assert found["padding"]["tokens of training"] == 0
+    assert set(found["padding"]) >= {"attention rows of training", "attention keys of decoding", "tokens of prefill"}
     assert all(0 <= share < 1 for share in found["padding"].values())
     assert 0 < found["share_of_matmul_peak"]["step"] < 1
