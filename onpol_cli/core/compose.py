@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
+from onpol_cli.core.choices import chosen_values
 from onpol_cli.core.config import Config
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.overrides import check_grammar, check_overrides, explain, for_hydra
@@ -36,6 +37,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     check_overrides(overrides)
@@ -44,7 +46,10 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return to_config(hydra_compose(ROOT_CONFIG, for_hydra(overrides)))
+            node = hydra_compose(ROOT_CONFIG, for_hydra(overrides))
+        for key, value in chosen_values(overrides).items():
+            OmegaConf.update(node, key, value)
+        return to_config(node)
     except (HydraException, OmegaConfBaseException) as error:
         raise OnpolError(explain(error)) from error
 

@@ -328,6 +328,8 @@ class LearnerConfig:
     native: bool = True
     """On the CPU, run plain Qwen3 models through the hand-written decoder (same numbers, several times faster)."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile of each transformers layer, which then runs instead of the native decoder."""
     threads: int = 0
     """Torch threads on the CPU; 0 leaves torch's default."""
 

@@ -6,6 +6,7 @@ alike, so that all of them share chunking and numerics. Knows no loss and no opt
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from onpol_cli.core.config import Dtype, LearnerConfig
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import native
 from onpol_cli.learner.batch import Layout, Tokens, lay_out, plan
 from onpol_cli.learner.head import HeadOptions
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
 from onpol_cli.learner.packed import PackedLayout, pack, plan_packed
 from onpol_cli.learner.parallel import World, shard
+from onpol_cli.learner.weights import evaluating
 
 Pair = tuple[Tokens, Tokens]
 """(prompt_ids, completion_ids)."""
@@ -29,6 +32,18 @@ IDLE: Pair = ([0], [0])
 AnyLayout = Layout | PackedLayout
 NATIVE_LIMIT = 1024
 """Longest sequence whose attention scores the native decoder holds as a whole."""
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """torch.compile of every decoder layer in place; names of modules and weights stay.
+
+    Layers are equal, so one graph serves all of them; lengths change from batch to batch and are symbols in it.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise OnpolError(f"{type(model).__name__} has no list of layers to compile; leave learner.compile at false.")
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,20 @@ class TokenModel:
         self.device = device
         self.temperature = temperature
         self.world = world or World()
+        if config.compile:
+            compile_layers(self.model)
         self.run: Callable[[Callable[[], Tensor]], Tensor] = lambda closure: closure()
         if self.world.size > 1:
             self.run = shard(self.model, config, device)
         alone = self.world.size == 1
-        self.native = alone and device.type == "cpu" and config.native and native.supports(model)
+        wanted = config.native and not config.compile
+        self.native = wanted and alone and device.type == "cpu" and native.supports(model)
+
+    def at(self, temperature: float) -> TokenModel:
+        """The same model, weights shared, scoring at another temperature."""
+        twin = copy.copy(self)
+        twin.temperature = temperature
+        return twin
 
     @property
     def output_matrix(self) -> Tensor:
@@ -126,13 +150,14 @@ class TokenModel:
         """`compute` over micro-batches of `sequences`, cut up again per sequence, on the CPU."""
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
         batches = self.plan([[pair] for pair in sequences])
-        for batch in batches + [[]] * (self.rounds(len(batches)) - len(batches)):
-            layout = self.lay_out([sequences[index] for index in batch] or [IDLE])
-            values = self.run(lambda layout=layout: compute(self.hidden_states(layout), layout)).cpu()  # type: ignore[misc]
-            if not batch:
-                continue
-            for index, part in zip(batch, values.split(layout.sizes), strict=True):
-                result[index] = part.clone()
+        with evaluating(self.model):
+            for batch in batches + [[]] * (self.rounds(len(batches)) - len(batches)):
+                layout = self.lay_out([sequences[index] for index in batch] or [IDLE])
+                values = self.run(lambda layout=layout: compute(self.hidden_states(layout), layout)).cpu()  # type: ignore[misc]
+                if not batch:
+                    continue
+                for index, part in zip(batch, values.split(layout.sizes), strict=True):
+                    result[index] = part.clone()
         return result
 
     def logprobs(self, sequences: Sequence[Pair]) -> list[Tensor]:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,34 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onpol_cli.core.config import Config
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.learner.batch import TrainExample, check_example, units
-from onpol_cli.learner.forward import IDLE, Pair, TokenModel, TokenScores
+from onpol_cli.learner.forward import IDLE, AnyLayout, Pair, TokenModel, TokenScores
 from onpol_cli.learner.memory import keep_freed_memory
 from onpol_cli.learner.model import real_vocab
 from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count
 from onpol_cli.learner.optim import Optimiser
 from onpol_cli.learner.parallel import join_world, like, whole_state
+from onpol_cli.learner.throughput import compute_dtype, matmul_peak, rates, work_of
 from onpol_cli.learner.weights import Adapter, adapter_of, adapters_off, merged_weights, to_saved, write_folder
 
 Dump = Callable[[dict[str, Any]], str]
 """Writes what led to a non-finite number somewhere and returns where."""
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """What the gradients of one batch were made of.
+
+    Attributes:
+        examples: those that fit the context, of this process.
+        counts: global denominators by component.
+        sizes: this process's tokens: `real`, `padded`, `computed` by the layers, `predicted`.
+        tally: this process's sums behind the metrics.
+    """
+
+    examples: list[TrainExample]
+    counts: dict[str, float]
+    sizes: dict[str, int]
+    tally: Tally
 
 
 class Learner:
@@ -73,6 +92,7 @@ class Learner:
         head = None if teacher_head is None else teacher_head.detach().to(device)
         self.objective = Objective(self.engine, config.method, head)
         self.optimiser = Optimiser(self._trainable(), self._outer_names(), config.optim, total_steps)
+        self.work = work_of(self.model, vocab)
         self.dump: Dump | None = None
 
     def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -101,38 +121,51 @@ class Learner:
             RunFailed: a non-finite loss or gradient; the weights are as before the step.
         """
         start = time.perf_counter()
-        for number, example in enumerate(examples):
-            check_example(example, number)
-        kept = self._within_context(examples)
-        tally = Tally()
-        counts, sizes = self._accumulate(kept, tally)
+        batch = self.accumulate(examples)
         rate = self.optimiser.rate
         norm = self.optimiser.clip()
-        self._guard(norm, "gradient", kept)
+        self._guard(norm, "gradient", batch.examples)
         self.optimiser.step()
-        sizes["dropped"] = len(examples) - len(kept)
-        parts = self.world.gather((tally.plain(), sizes))
+        parts = self.world.gather((batch.tally.plain(), batch.sizes))
         metrics = summarise([plain for plain, _ in parts])
-        total = {name: sum(own[name] for _, own in parts) for name in sizes}
+        total = {name: sum(own[name] for _, own in parts) for name in batch.sizes}
+        seconds = time.perf_counter() - start
+        flops = self.work.flops(total["computed"], total["predicted"])
         return metrics | {
             "grad_norm": float(norm),
             "lr": rate,
-            "tokens/trained": sum(value for name, value in counts.items() if name != "preference"),
+            "tokens/trained": sum(value for name, value in batch.counts.items() if name != "preference"),
             "tokens/processed": float(total["real"]),
             "tokens/padding_share": max(0.0, 1 - total["real"] / max(1, total["padded"])),
             "tokens/dropped_sequences": float(total["dropped"]),
-            "time/train": time.perf_counter() - start,
+            "time/train": seconds,
+            **rates(seconds, total["real"], flops, self.world.size * self._peak()),
         }
 
-    def _accumulate(self, kept: Sequence[TrainExample], tally: Tally) -> tuple[dict[str, float], dict[str, int]]:
-        """Gradients of all micro-batches; returns the global denominators and this rank's token numbers."""
-        groups = units(kept)
+    def _peak(self) -> float:
+        """FLOPs per second that one process could do in the layers' number format."""
+        dtype = compute_dtype(self.config.learner.autocast, self.model.dtype)
+        return matmul_peak(self.device, dtype, torch.get_num_threads())
+
+    def accumulate(self, examples: Sequence[TrainExample]) -> Accumulated:
+        """Add the gradients of all micro-batches to the weights' `grad`; nothing is stepped.
+
+        With several processes, `examples` are this rank's share and every rank calls.
+
+        Raises:
+            OnpolError: an example that no loss can be computed from.
+            RunFailed: a non-finite loss; gradients are then cleared.
+        """
+        for number, example in enumerate(examples):
+            check_example(example, number)
+        kept = self._within_context(examples)
+        groups, tally = units(kept), Tally()
         pairs = [[(kept[index].prompt_ids, kept[index].completion_ids) for index in group] for group in groups]
         batches = self.engine.plan(pairs)
         everyone = self.world.gather((count(kept), len(batches)))
         counts = {name: sum(own[name] for own, _ in everyone) for name in COMPONENTS}
         idle: list[list[int]] = [[] for _ in range(max(number for _, number in everyone) - len(batches))]
-        sizes = {"real": 0, "padded": 0}
+        sizes = dict.fromkeys(("real", "padded", "computed", "predicted"), 0) | {"dropped": len(examples) - len(kept)}
         for batch in batches + idle:
             members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
             layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
@@ -142,9 +175,8 @@ class Learner:
                 self._guard(loss, "loss", members)
             loss.backward()
             if batch:
-                sizes["real"] += layout.real_tokens
-                sizes["padded"] += layout.padded_tokens
-        return counts, sizes
+                count_tokens(sizes, layout)
+        return Accumulated(kept, counts, sizes, tally)
 
     def _within_context(self, examples: Sequence[TrainExample]) -> list[TrainExample]:
         """Examples that fit `model.max_context`; a pair goes if either side does not."""
@@ -188,6 +220,10 @@ class Learner:
         """While it lasts, the policy is the base without its adapters: reference or teacher for free."""
         return adapters_off(self.model)
 
+    def teach_from_own_head(self) -> None:
+        """The teacher's output matrix is the policy's own, which adapters leave as it is."""
+        self.objective = replace(self.objective, teacher_head=self.engine.output_matrix.detach())
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face name and value of every weight, adapters merged, `lm_head.weight` always included."""
         return merged_weights(self.model)
@@ -197,14 +233,16 @@ class Learner:
         return adapter_of(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Trainable weights, optimiser, schedule position and torch's random state, for exact resume.
+        """Trainable weights, optimiser, schedule position and every process's random state, for exact resume.
 
         Whole tensors on the CPU, whatever the number of processes (of which every one must call).
         """
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "weights": whole_state(dict(self._trainable())),
             "optimiser": whole_state(self.optimiser.state_dict()),
-            "torch_rng": torch.get_rng_state(),
+            "torch_rng": self.world.gather(torch.get_rng_state()),
+            "cuda_rng": self.world.gather(cuda),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,7 +254,10 @@ class Learner:
             for name, value in state["weights"].items():
                 weights[name].copy_(like(value, weights[name]))
         self.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["torch_rng"])
+        own = self.world.rank % len(state["torch_rng"])
+        torch.set_rng_state(state["torch_rng"][own])
+        if self.device.type == "cuda" and state["cuda_rng"][own] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"][own], self.device)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a plain Hugging Face folder, adapters merged, in `dtype` (default: the weights' own).
@@ -226,6 +267,14 @@ class Learner:
         state = to_saved(self.named_weights(), self.model, dtype or self.model.dtype, keep=self.world.rank == 0)
         if self.world.rank == 0:
             write_folder(Path(path), state, self.model, self.tokenizer, dtype or self.model.dtype)
+
+
+def count_tokens(sizes: dict[str, int], layout: AnyLayout) -> None:
+    """Add a micro-batch's tokens to `sizes`; padding is not `computed`, nor a shared prompt twice."""
+    sizes["real"] += layout.real_tokens
+    sizes["padded"] += layout.padded_tokens
+    sizes["computed"] += min(layout.real_tokens, layout.padded_tokens)
+    sizes["predicted"] += sum(layout.sizes)
 
 
 def idle_example() -> TrainExample:

@@ -129,6 +129,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     import torch
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     alpha = config.alpha or 2.0 * config.rank
     wanted = PeftConfig(
@@ -140,6 +141,12 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
             inject_adapter_in_model(wanted, model)
         except ValueError as error:
             raise OnpolError(f"model.lora.targets={config.targets} do not fit this model: {error}") from error
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise OnpolError(
+            f"model.lora.targets={config.targets} include the embedding or the output matrix, which the chunked "
+            "losses use without adapters. Name projections of the layers only."
+        )
 
 
 def real_vocab(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:

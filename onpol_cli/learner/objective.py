@@ -54,7 +54,6 @@ class Tally:
         amount = torch.as_tensor(number, dtype=torch.float64, device=value.device)
         self.counts[name] = self.counts.get(name, torch.zeros_like(amount)) + amount
 
-
     def plain(self) -> PlainTally:
         """Sums, counts and ratios as plain numbers, to be added over ranks."""
         ratios = torch.cat(self.ratios).float().cpu() if self.ratios else torch.empty(0)
@@ -154,7 +153,10 @@ class Objective:
         tally_policy(tally, part, policy.detach(), sampler, mask, ratios)
         tally.add("entropy", (mask * entropy).sum(), mask.sum())
         scored = mask * (coef != 0)
-        tally.add("kl/teacher", (scored * (policy.detach() - teacher)).sum(), scored.sum())
+        signal = policy.detach() - teacher
+        tally.add("kl/teacher", (scored * signal).sum(), scored.sum())
+        if method.signal_clip > 0:
+            tally.add("signal/clipped_share", (scored * (signal.abs() > method.signal_clip)).sum(), scored.sum())
         total = part / batch.counts["policy_gradient"]
         if method.reference_kl > 0:
             total = total + self._reference_kl(batch, policy, mask)

@@ -123,14 +123,16 @@ def head_bytes(shape: Shape, chunk: int, tokens: int, method: MethodConfig) -> i
     return copies * 4 * chunk * shape.vocab + 2 * 4 * tokens * shape.hidden
 
 
-def frozen_models(config: Config) -> int:
-    """Whole models beside the policy in the learner's process: teachers scored here, and the reference."""
+def frozen_models(config: Config) -> tuple[int, int]:
+    """Whole models beside the policy in the learner's process: teachers scored here, and references."""
     method = config.method
     local = method.scorer is not ScorerKind.vllm_server and (method.teacher_coef != 0 or method.name in ("opd", "gkd"))
-    teachers = max(1, len(method.tutors)) if local else 0
+    tutors = list(method.tutors.values()) or [config.tutor or ""]
     reference = int(method.reference_kl > 0 or method.name == "dpo")
-    # With adapters, the policy with its adapter off is the reference.
-    return teachers + (0 if config.model.lora.rank > 0 else reference)
+    if config.model.lora.rank > 0:
+        # The policy with its adapter off is the reference, and the teacher where that is the base.
+        tutors, reference = [name for name in tutors if name != config.model.path], 0
+    return len(tutors) if local and method.name != "opsd" else 0, reference
 
 
 def learner_parts(config: Config, shape: Shape, processes: int, trained: int) -> dict[str, float]:
@@ -142,6 +144,7 @@ def learner_parts(config: Config, shape: Shape, processes: int, trained: int) ->
     optimiser = 8 * trained
     # FSDP2 gathers one layer at a time, and the ends as a whole.
     gathered = 0 if processes == 1 else 2 * width * shape.layer_parameters + held * 2 * shape.vocab * shape.hidden
+    teachers, references = frozen_models(config)
     parts = {
         "weights": (held * shape.parameters + 4 * (trained if config.model.lora.rank > 0 else 0)) / processes,
         "gradients": held * trained / processes,
@@ -149,7 +152,8 @@ def learner_parts(config: Config, shape: Shape, processes: int, trained: int) ->
         "gathered layers": gathered,
         "activations": activation_bytes(shape, tokens, width, learner.gradient_checkpointing),
         "logits chunk": head_bytes(shape, learner.chunk, tokens, config.method),
-        "frozen models": frozen_models(config) * held * shape.parameters / processes,
+        # Not sharded: each process scores its own rollouts. Teachers are held in the compute format.
+        "frozen models": (teachers * width + references * held) * shape.parameters,
     }
     return {name: size / GIB for name, size in parts.items()}
 

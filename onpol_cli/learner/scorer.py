@@ -1,6 +1,7 @@
 """Frozen models that score tokens: the teacher's side of distillation.
 
-Owns the `TeacherScorer` protocol and the scorer that runs a second model in the learner's own engine.
+Owns the `TeacherScorer` protocol and two scorers in the learner's own engine: a second model, and the base
+under the policy's adapters, which costs no memory.
 The vLLM scorer lives in `rollout`.
 """
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from onpol_cli.core.config import LearnerConfig
 from onpol_cli.learner.forward import Pair, TokenModel
+from onpol_cli.learner.weights import adapters_off
 
 
 class TeacherScorer(Protocol):
@@ -56,3 +58,30 @@ class LocalScorer(TokenModel):
         super().__init__(model, vocab, config, device, temperature)
         self.model.eval()
         self.model.requires_grad_(False)
+
+
+class BaseScorer:
+    """The policy with its adapters off: the frozen start as reference or teacher, from the weights already here.
+
+    Args:
+        policy: a model with adapters; its other weights are frozen.
+        temperature: of the base's distribution.
+    """
+
+    def __init__(self, policy: TokenModel, temperature: float = 1.0) -> None:
+        self.base = policy.at(temperature)
+
+    def logprobs(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """Log-probs `[T]` of each completion's tokens, nats, on the CPU."""
+        with adapters_off(self.base.model):
+            return self.base.logprobs(sequences)
+
+    def hidden(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """Last hidden states `[T, H]` that predict each completion's tokens, on the CPU."""
+        with adapters_off(self.base.model):
+            return self.base.hidden(sequences)
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """`[V, H]` matrix from hidden states to logits, the policy's own."""
+        return self.base.output_matrix

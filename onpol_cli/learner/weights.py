@@ -44,6 +44,19 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout while the context lasts: scores are of the policy, not of a draw of it."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
 def merged_weights(model: PreTrainedModel, merge: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight as if adapters had been merged; `lm_head.weight` also when tied.
 

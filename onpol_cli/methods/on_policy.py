@@ -45,14 +45,17 @@ class OnPolicy:
         """Streams of one step; the order of samples is kept."""
         advantages = [value * self.config.adv_coef for group in groups for value in group_advantages(group)]
         samples = flat(groups)
-        if self.config.teacher_coef == 0:
-            return [self._gradient(s, a, None) for s, a in zip(samples, advantages, strict=True)]
-        if self.config.signal is OpdSignal.sampled:
-            rows = self.scored(samples, lambda teacher, ids: teacher.logprobs(ids))
-            return [self._gradient(s, a, row) for s, a, row in zip(samples, advantages, rows, strict=True)]
-        return self._divergence(samples, advantages)
+        if self.config.teacher_coef != 0 and self.config.signal is not OpdSignal.sampled:
+            return self._divergence(samples, advantages)
+        teachers: list[Tensor | None] = [None] * len(samples)
+        if self.config.teacher_coef != 0:
+            teachers = list(self.scored(samples, lambda teacher, ids: teacher.logprobs(ids)))
+        rows = zip(samples, advantages, teachers, self._references(samples), strict=True)
+        return [self._gradient(*row) for row in rows]
 
-    def _gradient(self, sample: Sample, advantage: float, teacher: Tensor | None) -> TrainExample:
+    def _gradient(
+        self, sample: Sample, advantage: float, teacher: Tensor | None, reference: Tensor | None
+    ) -> TrainExample:
         mask = ones(sample)
         return TrainExample(
             sample.prompt_ids,
@@ -62,14 +65,15 @@ class OnPolicy:
             sampler_logprobs=sampler_logprobs(sample),
             teacher_logprobs=teacher,
             teacher_coef=self.config.teacher_coef if teacher is not None else 0.0,
-            reference_logprobs=self._reference(sample),
+            reference_logprobs=reference,
         )
 
-    def _reference(self, sample: Sample) -> Tensor | None:
+    def _references(self, samples: Sequence[Sample]) -> list[Tensor | None]:
+        """The frozen start's log-probs of all samples in one call, which shards make together."""
         if self.config.reference_kl == 0:
-            return None
+            return [None] * len(samples)
         assert self.context.reference is not None
-        return self.context.reference([sample.ids])[0]
+        return list(self.context.reference([sample.ids for sample in samples]))
 
     def _divergence(self, samples: Sequence[Sample], advantages: Sequence[float]) -> list[TrainExample]:
         hidden = self.scored(samples, lambda teacher, ids: teacher.hidden(ids))

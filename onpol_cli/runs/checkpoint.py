@@ -27,7 +27,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in leftovers(target):  # of writers that were killed; the run's lock admits one writer at a time
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
@@ -43,6 +44,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Folders beside `target` that a killed writer of it did not put into place or away."""
+    return [item for end in ("tmp", "old") for item in target.parent.glob(f".{target.name}.*.{end}")]
 
 
 def seal(folder: Path) -> None:

@@ -80,6 +80,7 @@ class RunDir:
     def append(self, file: str, rows: Iterable[dict[str, Any]]) -> None:
         """Append `rows` to a line file and flush, so that an interruption loses none."""
         if file not in self._files:
+            drop_torn_line(self.path / file)
             self._files[file] = (self.path / file).open("a", encoding="utf-8")
         handle = self._files[file]
         try:
@@ -149,6 +150,23 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if number >= len(lines) - 1:
                 return
             raise OnpolError(f"{path}, line {number}: not JSON ({error}).") from error
+
+
+def drop_torn_line(path: Path, size: int = 1 << 16) -> None:
+    """Cut off a last line without its end, as a killed writer leaves it; what is appended would join it."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - size)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        file.truncate(end)
 
 
 def last_line(path: Path, size: int = 1 << 16) -> dict[str, Any]:

@@ -5,12 +5,12 @@ Owns the wiring that several commands share. Everything heavy is imported inside
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpol_cli.core.config import Config, ModelConfig, TaskConfig
+from onpol_cli.core.config import Config, ModelConfig, ScorerKind, TaskConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.files import sha256_file
 from onpol_cli.core.types import Problem
@@ -153,6 +153,23 @@ def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> L
     return LocalScorer(
         model, real_vocab(teacher_tokenizer, model), config.learner, device, config.method.teacher_temperature
     )
+
+
+def shared_tutors(config: Config, student_path: str, tutors: Mapping[str, Checkpoint]) -> list[str]:
+    """Domains whose tutor is the base that the student's adapters sit on: no second copy of it is loaded.
+
+    Args:
+        config: LoRA, scorer and processes are read.
+        student_path: resolved folder or hub name of the starting policy.
+        tutors: checkpoints by domain.
+    """
+    from onpol_cli.methods.registry import needs_hidden
+
+    apart = config.model.lora.rank == 0 or config.model.random_weights or config.method.scorer is not ScorerKind.learner
+    # Exact divergences read the teacher's output matrix outside the model, where it must be whole.
+    if apart or (needs_hidden(config.method) and config.parallel.nproc * config.parallel.nnodes > 1):
+        return []
+    return [name for name, checkpoint in tutors.items() if checkpoint.path == student_path]
 
 
 def fitting_tokenizer(checkpoint: Checkpoint, student_path: str) -> Any:

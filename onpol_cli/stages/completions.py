@@ -42,6 +42,7 @@ def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[Completi
         groups = prepared(run, bench, method) if method.prepares else reference_groups(bench)
         dataset = DatasetSource(groups, settings.batch, seed, bench.learner.world)
     if method.source is not Source.DATASET:
+        check_shares(settings.prompts, bench.learner.world.size)
         policy = PolicySource(
             bench.problems, bench.sample, bench.grade, prompts=settings.prompts, group=settings.group, seed=seed,
             world=bench.learner.world,
@@ -55,6 +56,15 @@ def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[Completi
         engine = bench.engine
         source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s)
     return source, steps
+
+
+def check_shares(prompts: int, processes: int) -> None:
+    """Refuse a step in which some process would have nothing to sample: scoring by shards needs every one of them."""
+    if prompts < processes:
+        raise OnpolError(
+            f"method.prompts={prompts} is fewer than the {processes} processes that share them. "
+            f"Use method.prompts={processes} or more, best a multiple of it, or a smaller parallel.nproc."
+        )
 
 
 def reference_groups(bench: Workbench) -> list[Group]:

@@ -104,6 +104,21 @@ def check_device(config: Config) -> list[Finding]:
     return found
 
 
+def check_compile(config: Config) -> list[Finding]:
+    """Whether `learner.compile` finds what it needs: a C++ compiler on the CPU, Triton on a GPU."""
+    import torch
+
+    if not config.learner.compile:
+        return []
+    if config.model.device is not Device.cpu and torch.cuda.is_available():
+        there, what = importlib.util.find_spec("triton") is not None, "Triton"
+    else:
+        there, what = shutil.which(os.environ.get("CXX", "g++")) is not None, "a C++ compiler (g++, or CXX)"
+    if there:
+        return [ok("compile", f"learner.compile: {what} is here")]
+    return [failure("compile", f"learner.compile=true needs {what}", "Install it, or leave learner.compile at false.")]
+
+
 def engine_state(engine: Engine) -> tuple[bool, str]:
     """Whether an engine can run here, and its version or why not."""
     if engine is Engine.hf:

@@ -22,8 +22,8 @@ from onpol_cli.runs.lookup import RunInfo, list_runs
 from onpol_cli.runs.manifest import provenance
 from onpol_cli.runs.rundir import CONFIG, RunDir
 
-FREE = ("run", "paths", "matrix", "claims")
-"""Parts of a configuration that may differ on resume: they change no number."""
+FREE = ("run", "paths", "matrix", "claims", "parallel")
+"""Parts of a configuration that may differ on resume: they change no number (`parallel`: beyond rounding)."""
 FREE_ROLLOUT = (
     *("rollout.servers", "rollout.local_servers", "rollout.teacher_servers", "rollout.exchange"),
     *("rollout.weight_transfer", "rollout.timeout_s", "rollout.concurrency", "rollout.retries"),

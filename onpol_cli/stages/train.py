@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from onpol_cli.learner.chat import Chat
     from onpol_cli.learner.learner import Learner
-    from onpol_cli.learner.scorer import LocalScorer, TeacherScorer
+    from onpol_cli.learner.scorer import TeacherScorer
     from onpol_cli.methods.base import Context, Group, Method
     from onpol_cli.rollout.engine import Prompt, RolloutEngine
     from onpol_cli.tasks.protocol import Task
@@ -47,7 +47,7 @@ class Workbench:
     problems: list[tuple[Problem, Ids]]
     engine: RolloutEngine | None
     teachers: dict[str, TeacherScorer]
-    reference: LocalScorer | None
+    reference: TeacherScorer | None
 
     def sample(self, prompts: Sequence[Any]) -> list[Any]:
         """Rollouts of the policy as last synced."""
@@ -194,13 +194,16 @@ def assemble(
     tokenizer, chat = build.tokenizer_and_chat(model_config.path)
     train_problems = task.problems("train")
     problems = build.encoded(task, chat, train_problems[: config.task.problems or None], config)
-    teachers = {key: make_teacher(c, config, model_config.path, stack) for key, c in tutors.items()}
+    shared = build.shared_tutors(config, model_config.path, tutors)
+    other = {key: c for key, c in tutors.items() if key not in shared}
+    teachers = {key: make_teacher(c, config, model_config.path, stack) for key, c in other.items()}
     head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
     learner = make_learner(config, model_config, tokenizer, steps_of(config, len(problems)), head)
+    teachers |= base_teachers(config, learner, shared)
     engine = None
     if samples or config.run.validate_every:
         engine = stack.enter_context(build.engine_for(config, model_config.path, tokenizer, learner.model))
-    reference = frozen_start(config, model_config, tokenizer) if needs_reference(config.method) else None
+    reference = frozen_start(config, model_config, tokenizer, learner) if needs_reference(config.method) else None
     bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)
     run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
     method = build_method(config.method, method_context(bench))
@@ -233,21 +236,40 @@ def method_context(bench: Workbench) -> Context:
 
 def make_learner(config: Config, model_config: Any, tokenizer: Any, steps: int, head: Tensor | None) -> Learner:
     """The policy with its optimiser."""
+    import torch
+
     from onpol_cli.learner.learner import Learner
     from onpol_cli.learner.model import load_model, pick_device
 
     model = load_model(model_config, derive_seed(config.seed, "model") % 2**31)
-    return Learner(model, tokenizer, config, max(1, steps), pick_device(config.model), teacher_head=head)
+    learner = Learner(model, tokenizer, config, max(1, steps), pick_device(config.model), teacher_head=head)
+    # Dropout draws from torch's own state, which differs from process to process unless it is set.
+    torch.manual_seed(derive_seed(config.seed, "dropout", learner.world.rank))
+    return learner
 
 
-def frozen_start(config: Config, model_config: Any, tokenizer: Any) -> LocalScorer:
-    """The starting weights as a scorer that stays as it is."""
+def base_teachers(config: Config, learner: Learner, names: Sequence[str]) -> dict[str, TeacherScorer]:
+    """Teachers that are the base under the student's adapters: its own weights with the adapters off."""
+    from onpol_cli.learner.scorer import BaseScorer
+    from onpol_cli.methods.registry import needs_hidden
+
+    if names and needs_hidden(config.method):
+        learner.teach_from_own_head()
+    return {name: BaseScorer(learner.engine, config.method.teacher_temperature) for name in names}
+
+
+def frozen_start(config: Config, model_config: Any, tokenizer: Any, learner: Learner) -> TeacherScorer:
+    """The starting weights as a scorer that stays as it is: the learner's own without adapters, else a copy."""
     from onpol_cli.learner.model import load_model, pick_device, real_vocab
-    from onpol_cli.learner.scorer import LocalScorer
+    from onpol_cli.learner.scorer import BaseScorer, LocalScorer
 
-    plain = replace(model_config, lora=replace(model_config.lora, rank=0))
-    model = load_model(plain, derive_seed(config.seed, "model") % 2**31)
-    return LocalScorer(model, real_vocab(tokenizer, model), config.learner, pick_device(config.model))
+    # The penalty compares with what was sampled; preferences are defined at temperature 1.
+    temperature = 1.0 if config.method.name == "dpo" else learner.engine.temperature
+    if model_config.lora.rank > 0:
+        return BaseScorer(learner.engine, temperature)
+    model = load_model(model_config, derive_seed(config.seed, "model") % 2**31)
+    device = pick_device(config.model)
+    return LocalScorer(model, real_vocab(tokenizer, model), config.learner, device, temperature)
 
 
 def canary_prompts(bench: Workbench) -> list[Prompt]:

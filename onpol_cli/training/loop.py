@@ -99,6 +99,8 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
         metrics |= parts.sync()
         metrics["time/sync"] = time.perf_counter() - syncing
     metrics["time/step"] = time.perf_counter() - start
+    if metrics.get("time/generate", 0.0) > 0:
+        metrics["rate/generated_tokens_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
     metrics["memory/peak_mb"] = peak_memory_mb()
     if not math.isfinite(metrics.get("loss/total", 0.0)):
         raise RunFailed(

@@ -2,11 +2,13 @@
 """Memory and time of token log-probs over a large vocabulary, forward and backward, side by side.
 
     python scripts/bench/loss_memory.py [--tokens 4096] [--hidden 1024] [--vocab 151936] [--threads 2]
+        [--trl-python /folder/of/another/environment/bin/python]
 
 Routes, each in a process of its own, with and without the entropy in the same pass:
 `plain` (all logits, log_softmax, autograd), `checkpoint` (chunks under torch's checkpointing), `onpol`
 (`learner.logprobs.token_logprobs`, what policy gradient and preference use), `onpol-sum`
-(`weighted_nll`, what cross-entropy uses; no entropy). The figure is the largest resident memory
+(`weighted_nll`, what cross-entropy uses; no entropy), and with `--trl-python`, an interpreter that has TRL,
+`trl` (its chunked log-probs at its own default chunk). The figure is the largest resident memory
 during forward and backward above inputs *and their gradients*. Gradients are compared through a random
 projection of each and their largest entry. Ends with one JSON object; `--out` also writes it.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROUTES = ("plain", "checkpoint", "onpol", "onpol-sum")
+PEER, PEER_CHUNK = "trl", 32768
 MIB = 2**20
 
 
@@ -43,6 +46,9 @@ def route(name: str, entropy: bool, chunk: int) -> Callable[..., Any]:
     """Log-probs `[N]` and entropies `[N]` (or None) by one route."""
     import torch
     from torch.utils.checkpoint import checkpoint
+
+    if name == PEER:
+        return peer(entropy)
 
     from onpol_cli.learner.head import HeadOptions
     from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy, weighted_nll
@@ -70,6 +76,18 @@ def route(name: str, entropy: bool, chunk: int) -> Callable[..., Any]:
         return weighted_nll(hidden, weight, targets, share, HeadOptions(len(weight), chunk))[0], None
 
     return {"plain": plain, "checkpoint": checkpointed, "onpol": ours, "onpol-sum": summed}[name]
+
+
+def peer(entropy: bool) -> Callable[..., Any]:
+    """TRL's chunked log-probs, as its trainers call them."""
+    from trl.kernels import ChunkedLogProbFunction
+
+    outputs = ("entropy",) if entropy else ()
+
+    def compute(hidden: Any, weight: Any, targets: Any) -> Any:
+        return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, PEER_CHUNK, None, 1.0, outputs)[:2]
+
+    return compute
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +123,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(name: str, entropy: bool, args: argparse.Namespace) -> dict[str, Any]:
     """`measure` in a fresh process."""
-    words = [sys.executable, __file__, "--route", name, "--threads", str(args.threads), "--chunk", str(args.chunk)]
+    python = args.trl_python if name == PEER else sys.executable
+    words = [python, __file__, "--route", name, "--threads", str(args.threads), "--chunk", str(args.chunk)]
     words += ["--tokens", str(args.tokens), "--hidden", str(args.hidden), "--vocab", str(args.vocab)]
     done = subprocess.run(
         words + (["--entropy"] if entropy else []), capture_output=True, text=True, check=True, env=None
@@ -140,7 +159,8 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--route", choices=ROUTES, help=argparse.SUPPRESS)
+    parser.add_argument("--trl-python")
+    parser.add_argument("--route", choices=[*ROUTES, PEER], help=argparse.SUPPRESS)
     parser.add_argument("--entropy", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.route:
@@ -148,7 +168,8 @@ def main() -> None:
         return
     result: dict[str, Any] = {"tokens": args.tokens, "hidden": args.hidden, "vocab": args.vocab, "chunk": args.chunk}
     for entropy in (False, True):
-        rows = [run(name, entropy, args) for name in ROUTES if not (entropy and name == "onpol-sum")]
+        names = [name for name in ROUTES if not (entropy and name == "onpol-sum")]
+        rows = [run(name, entropy, args) for name in (*names, *([PEER] if args.trl_python else []))]
         key = "with_entropy" if entropy else "log_probs_only"
         result[key] = {"raw": rows, "against_plain": compare(rows)}
     text = json.dumps(result)

@@ -53,10 +53,11 @@ def test_two_and_four_processes_follow_one_over_twenty_steps(case, tmp_path):
     compare(case, (1, 2, 4), tmp_path, steps=20)
 
 
-def train(root: Path, name: str, nproc: int, *more: str) -> list[dict]:
+def train(root: Path, name: str, nproc: int, *more: str, method: str = "sft", resume: bool = False) -> list[dict]:
     words = [sys.executable, "-m", "onpol_cli.cli", "train", "tutor", f"paths.runs={root}", f"run.name={name}"]
-    words += ["method=sft", "method.steps=3", "method.epochs=0", "method.batch=4", "task.problems=16"]
+    words += [f"method={method}", "method.steps=3", "method.epochs=0", "method.batch=4", "task.problems=16"]
     words += ["learner.threads=1", "sandbox.workers=1", f"parallel.nproc={nproc}", *more]
+    words += ["--resume"] if resume else []
     done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     return list(read_lines(root / name / "metrics.jsonl"))
@@ -73,3 +74,38 @@ def test_the_command_line_starts_processes_and_writes_one_run(tmp_path):
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert (value.float() - weights[1][name].float()).abs().max() < 1e-2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lora", [0, 4])
+def test_live_rollouts_agree_at_the_first_step_and_stay_near(tmp_path, lora):
+    words = ["method.prompts=4", "method.group=4", "rollout.sampling.max_new_tokens=32", f"model.lora.rank={lora}"]
+    one, *others = (train(tmp_path, f"live-{n}", n, *words, "optim.lr=1e-4", method="rl") for n in (1, 2, 4))
+    same = ("reward/mean", "length/mean", "tokens/generated", "tokens/trained", "entropy", "loss/total", "grad_norm")
+    for rows in others:
+        assert [rows[0][name] for name in same] == pytest.approx([one[0][name] for name in same], rel=1e-4, abs=1e-5)
+        for row, alone in zip(rows[1:], one[1:], strict=True):  # a near tie may fall the other way in a later rollout
+            assert row["entropy"] == pytest.approx(alone["entropy"], rel=0.5)
+            assert row["length/mean"] == pytest.approx(alone["length/mean"], rel=0.5)
+            assert row["kl/mismatch"] < 1e-4
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_run_of_four_processes_goes_on_in_fewer(tmp_path, nproc):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    rows = train(tmp_path, "four", 4, "run.save_every=1", "run.keep_last=3", "optim.lr=1e-4")
+    run = tmp_path / "four"
+    whole = load_file(run / "checkpoint" / "model.safetensors")
+    for made in (run / "checkpoint", run / "state" / "step-0000003"):  # as if it had been stopped after step 2
+        shutil.rmtree(made)
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["finished_steps"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    again = train(tmp_path, "four", nproc, "run.save_every=1", "run.keep_last=3", "optim.lr=1e-4", resume=True)
+    assert [row["loss/total"] for row in again] == pytest.approx([row["loss/total"] for row in rows], abs=TOLERANCE)
+    for name, value in load_file(run / "checkpoint" / "model.safetensors").items():
+        assert (value.float() - whole[name].float()).abs().max() < 1e-2, name

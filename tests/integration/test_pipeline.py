@@ -17,7 +17,7 @@ from onpol_cli.stages.train import train_model
 
 SMALL = ["task.problems=24", "learner.threads=1", "sandbox.workers=1"]
 POLICY = ["method.prompts=3", "method.group=2", "rollout.sampling.max_new_tokens=32"]
-VOLATILE = ("time/", "memory/")
+VOLATILE = ("time/", "memory/", "rate/")
 
 
 def config(root: Path, *words: str):
@@ -58,7 +58,24 @@ def test_student_of_the_tutor(root, tutor):
     assert manifest["label"] == "OPD from SFT" and manifest["tutor"] == "tutor"
     rows = steady(run)
     assert all(row["tokens/scored"] > row["tokens/generated"] > 0 for row in rows)
-    assert all({"entropy", "kl/teacher", "kl/mismatch", "reward/mean", "length/mean"} <= row.keys() for row in rows)
+    assert all(row.keys() >= {"entropy", "kl/teacher", "kl/mismatch", "reward/mean", "length/mean"} for row in rows)
+
+
+WATCHED = {
+    "grad_norm", "ratio/mean", "ratio/p01", "ratio/p99", "ratio/masked_share", "ratio/truncated_share",
+    "signal/clipped_share", "kl/mismatch", "kl/teacher", "kl/reference", "entropy", "length/mean", "length/max",
+    "rate/train_tokens_per_s", "rate/generated_tokens_per_s", "rate/mfu", "memory/peak_mb", "lr", "loss/total",
+    "time/generate", "time/grade", "time/score", "time/train", "time/sync", "time/step",
+    "tokens/generated", "tokens/scored", "tokens/trained", "tokens/padding_share",
+}  # fmt: skip
+
+
+def test_everything_that_is_to_be_watched_is_in_the_metrics(root, tutor):
+    words = ["method=rl_opd", "tutor=tutor", "method.steps=1", "method.signal_clip=2", "method.reference_kl=0.1"]
+    run = train(root, "watched", *words, *POLICY, role="student")
+    (row,) = read_lines(run / "metrics.jsonl")
+    assert row.keys() >= WATCHED
+    assert 0 < row["rate/mfu"] < 1.5 and row["rate/train_tokens_per_s"] > 0 and row["rate/generated_tokens_per_s"] > 0
 
 
 @pytest.mark.parametrize("method", ["rl", "opd-exact", "rl_opd", "gkd", "opsd"])

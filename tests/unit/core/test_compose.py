@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from onpol_cli.core.choices import experiment_choices, leaves, read
 from onpol_cli.core.compose import as_dict, compose, from_yaml, to_yaml
 from onpol_cli.core.config import Config, Engine
 from onpol_cli.core.errors import OnpolError
@@ -132,3 +133,25 @@ def test_a_composition_needs_no_working_directory(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     compose(["method=rl"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("experiment", ["tiny", "small", "paper", "base", "small-base"])
+@pytest.mark.parametrize(
+    "word", ["learner=gpu", "optim=muon", "task=minimal-edit", "model=tiny", "rollout=vllm_server"]
+)
+def test_a_group_named_on_the_command_line_is_not_beaten_by_the_experiment(experiment: str, word: str) -> None:
+    group, choice = word.split("=")
+    composed = as_dict(compose([f"experiment={experiment}", word]))
+    if experiment_choices(experiment)[group] == choice:
+        assert composed == as_dict(compose([f"experiment={experiment}"])), "the experiment's own choice, said again"
+        return
+    for key, value in leaves(read(Path(group) / choice)).items():
+        assert str(composed[group][key]) == str(value), key
+
+
+def test_a_value_on_the_command_line_and_debug_have_the_last_say() -> None:
+    assert compose(["learner=gpu"]).learner.autocast == "bfloat16"
+    assert compose(["learner=gpu", "learner.autocast=float32"]).learner.autocast == "float32"
+    assert compose(["learner.autocast=float32", "learner=gpu"]).learner.gradient_checkpointing
+    assert compose(["task=minimal-edit", "debug=short"]).task.problems == 16
+    assert compose(["task=minimal-edit"]).task.problems == 0

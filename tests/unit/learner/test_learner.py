@@ -14,6 +14,8 @@ from onpol_cli.core.config import Dtype, LoraConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import add_adapters
+from onpol_cli.learner.scorer import BaseScorer, LocalScorer
+from onpol_cli.learner.throughput import matmul_peak, rates, work_of
 
 KINDS = ["sft", "pg", "div", "dpo"]
 
@@ -225,6 +227,78 @@ def test_lora_trains_adapters_only_and_switches_off():
     assert (torch.cat(learner.logprobs(sequences)) - base).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_base_under_adapters_scores_as_a_copy_of_its_own(temperature):
+    sequences = [(e.prompt_ids, e.completion_ids) for e in make_examples("sft")]
+    config = make_config()
+    copy = LocalScorer(make_model(dtype=torch.float32), VOCAB, config.learner, CPU, temperature)
+    model = make_model(dtype=torch.float32)
+    add_adapters(model, LoraConfig(rank=2, dropout=0.3), 0)
+    learner = make_learner(model=model, dtype=torch.float32)
+    for _ in range(3):
+        learner.step(make_examples("sft"))
+    base = BaseScorer(learner.engine, temperature)
+    assert base.output_matrix is learner.engine.output_matrix
+    for mine, theirs in ((base.logprobs, copy.logprobs), (base.hidden, copy.hidden)):
+        assert torch.allclose(torch.cat(mine(sequences)), torch.cat(theirs(sequences)), atol=1e-5)
+    trained = torch.cat(learner.logprobs(sequences))
+    assert (trained - torch.cat(base.logprobs(sequences))).abs().max() > 0.01, "the adapters are back on"
+    assert torch.equal(trained, torch.cat(learner.logprobs(sequences))), "scores are without dropout"
+    assert learner.model.training
+
+
+def test_adapters_on_the_output_matrix_are_refused():
+    with pytest.raises(OnpolError, match="Name projections of the layers only"):
+        add_adapters(make_model(tied=False), LoraConfig(rank=2, targets=["lm_head"]), 0)
+
+
+def test_work_by_hand_and_rates():
+    model = make_model()
+    ends = model.get_input_embeddings().weight.numel()
+    inner = sum(p.numel() for p in model.parameters()) - ends
+    work = work_of(model, VOCAB)
+    assert (work.token, work.prediction) == (6 * inner, 6 * VOCAB * 16)
+    add_adapters(model, LoraConfig(rank=2), 0)
+    added = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (work_of(model, VOCAB).token, work_of(model, VOCAB).prediction) == (4 * inner + 6 * added, 4 * VOCAB * 16)
+    assert rates(2.0, 10, work.flops(10, 3), 100.0) == {
+        "rate/train_tokens_per_s": 5.0, "rate/mfu": (10 * 6 * inner + 3 * 6 * VOCAB * 16) / 200.0,
+    }  # fmt: skip
+
+
+def test_the_peak_is_measured_once_and_draws_nothing():
+    before = torch.get_rng_state()
+    peak = matmul_peak(CPU, torch.float32, 1)
+    assert peak > 1e8 and peak == matmul_peak(CPU, torch.float32, 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.full  # compiling takes a minute
+@pytest.mark.parametrize("lora", [False, True])
+def test_compiled_layers_follow_the_same_curve(lora):
+    def curve(compiled):
+        config = make_config("pg")
+        config.learner.native, config.learner.compile, config.optim.lr = False, compiled, 1e-3
+        model = make_model(dtype=torch.float32)
+        if lora:
+            add_adapters(model, LoraConfig(rank=2), 0)
+        learner = make_learner("pg", config=config, model=model, dtype=torch.float32)
+        compiled_calls = [layer._compiled_call_impl is not None for layer in learner.model.base_model.layers]
+        assert all(compiled_calls) if compiled else not any(compiled_calls)
+        return [learner.step(make_examples("pg", seed=seed))["loss/total"] for seed in range(8)]
+
+    plain = curve(False)
+    assert len(set(plain)) == 8
+    assert curve(True) == pytest.approx(plain, abs=1e-5, rel=1e-5)
+
+
+def test_compiling_takes_the_place_of_the_native_decoder():
+    config = make_config()
+    assert make_learner(config=config).engine.native
+    config.learner.compile = True
+    assert not make_learner(config=config).engine.native
+
+
 def test_metrics_of_policy_gradient_by_hand():
     examples = make_examples("pg", count=2)
     learner = make_learner("pg")
@@ -240,7 +314,22 @@ def test_metrics_of_policy_gradient_by_hand():
     assert metrics["kl/mismatch"] == pytest.approx(0, abs=1e-9)
     assert metrics["ratio/mean"] == pytest.approx(1)
     assert metrics["ratio/p01"] == pytest.approx(1)
+    assert "signal/clipped_share" not in metrics
     assert metrics["tokens/trained"] == sum(len(values) for values in policy)
+
+
+def test_the_share_of_clipped_signals_is_counted():
+    examples = make_examples("pg", count=2)
+    config = make_config("pg")
+    config.method.signal_clip = 0.5
+    learner = make_learner("pg", config=config)
+    policy = learner.logprobs([(e.prompt_ids, e.completion_ids) for e in examples])
+    for example, values in zip(examples, policy, strict=True):
+        example.pg_mask = torch.ones(len(values))
+        example.teacher_logprobs = values - 0.1
+    examples[0].teacher_logprobs[0] -= 3.0
+    tokens = sum(len(values) for values in policy)
+    assert learner.step(examples)["signal/clipped_share"] == pytest.approx(1 / tokens)
 
 
 def test_bf16_autocast_stays_near_float32():

@@ -66,3 +66,25 @@ def test_adapters_are_counted_exactly():
     add_adapters(model, lora, 0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert shape_of(model.config).adapter_parameters(3, lora.targets) == trained
+
+
+def test_frozen_models_are_whole_in_every_process_and_free_under_adapters(qwen):
+    def frozen(**changes):
+        def change(config):
+            config.method.name, config.method.teacher_coef, config.tutor = "opd", 1.0, "other"
+            for name, value in changes.items():
+                part, _, key = name.partition("__")
+                setattr(getattr(config, part) if key else config, key or part, value)
+
+        return planned(qwen, change).learner["frozen models"]
+
+    one = frozen()
+    assert one > 0 and frozen(parallel__nproc=8) == one
+    assert frozen(method__reference_kl=0.1) == 2 * one
+    assert frozen(method__name="opsd") == 0
+
+    def adapted(config):
+        config.method.name, config.method.teacher_coef, config.tutor = "opd", 1.0, config.model.path
+        config.method.reference_kl, config.model.lora.rank = 0.1, 8
+
+    assert planned(qwen, adapted).learner["frozen models"] == 0

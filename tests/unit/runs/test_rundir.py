@@ -152,6 +152,24 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     verify(target)
 
 
+def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    for name in (".step.77.tmp", ".step.77.old", ".other.77.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"half")
+    write_folder(tmp_path / "step", lambda folder: (folder / "weights").write_bytes(b"whole") and None)
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".other.77.tmp", "step"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 1, "tok', '{"step": 0}\n{"st', '{"step": 0}\n'])
+def test_rows_appended_after_a_torn_line_stand_on_their_own(tmp_path: Path, torn: str) -> None:
+    path = make(tmp_path, "one")
+    (path / "rows.jsonl").write_text(torn)
+    whole = list(read_lines(path / "rows.jsonl"))
+    with RunDir.open(path, resume=True) as run:
+        run.append("rows.jsonl", [{"step": 1}, {"step": 2}])
+    assert list(read_lines(path / "rows.jsonl")) == [*whole, {"step": 1}, {"step": 2}]
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_a_file_in_the_place_of_the_runs_folder_is_an_error(config: Callable[...
     (tmp_path / "file").write_text("")
     (found,) = checks.check_disk(config(f"paths.runs={tmp_path / 'file'}"))
     assert found.level is Level.error and "paths.runs=DIR" in found.remedy
+
+
+def test_compiling_without_a_compiler_is_an_error(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checks.check_compile(config()) == []
+    monkeypatch.setenv("CXX", sys.executable)
+    assert checks.check_compile(config("learner.compile=true", "model.device=cpu"))[0].level is Level.ok
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    (found,) = checks.check_compile(config("learner.compile=true", "model.device=cpu"))
+    assert found.level is Level.error and "learner.compile" in found.remedy
 
 
 def test_benches_say_where_their_data_are(config: Callable[..., Config], tmp_path: Path) -> None:

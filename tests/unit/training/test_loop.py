@@ -2,8 +2,9 @@
 
 import pytest
 
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.parallel import World
-from onpol_cli.stages.completions import interleaved
+from onpol_cli.stages.completions import check_shares, interleaved
 from onpol_cli.training.loop import reduce_metrics
 
 
@@ -30,3 +31,9 @@ def test_a_process_without_a_share_does_not_count():
 def test_interleaving_undoes_sharing(size, count):
     items = list(range(count))
     assert interleaved([World(rank, size).share(items) for rank in range(size)]) == items
+
+
+def test_every_process_must_have_a_prompt():
+    check_shares(4, 4)
+    with pytest.raises(OnpolError, match=r"method\.prompts=4 or more"):
+        check_shares(3, 4)
