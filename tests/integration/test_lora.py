@@ -17,13 +17,14 @@ from onpol_cli.stages.train import train_model
 SMALL = (
     *("task.problems=12", "learner.threads=1", "sandbox.workers=1", "method.epochs=0", "method.batch=2"),
     *("method.prompts=2", "rollout.sampling.max_new_tokens=24"),
+    "method.teacher_temperature=2",  # else the base agrees with its student at the start, and there is no gradient
 )
 NUMBERS = ("loss/total", "kl/teacher", "kl/reference", "grad_norm", "loss/divergence", "loss/preference")
 
 
 def train(root: Path, name: str, *words: str) -> list[dict]:
     """Metrics of a run with adapters."""
-    settings = [f"paths.runs={root}", f"run.name={name}", "model.lora.rank=2", "optim.lr=1e-2", *SMALL, *words]
+    settings = [f"paths.runs={root}", f"run.name={name}", "model.lora.rank=2", "optim.lr=1e-3", *SMALL, *words]
     train_model(compose(settings), role="student", command=["test"], resume=False)
     return list(read_lines(root / name / "metrics.jsonl"))
 
@@ -57,6 +58,7 @@ METHODS = ("sft", "rsft", "dpo", "rl", "opd", "opd-exact", "rl_opd", "gkd", "ops
 )
 def test_every_method_trains_adapters_over_one_set_of_weights(tmp_path, loads, method):
     words = ["method.tutors.tiny-edit=tiny"] if method == "multi_opd" else ["tutor=tiny"]
+    words += ["rollout.sampling.max_new_tokens=128"] if method in ("rsft", "dpo") else []  # they need whole answers
     rows = train(tmp_path, method, f"method={method}", "method.steps=2", "method.group=4", *words)
     assert rows[-1]["grad_norm"] > 0 and rows[-1]["step"] == 1
     assert len(loads) == 1, "teacher, reference and policy are one model"
@@ -67,7 +69,7 @@ def test_every_method_trains_adapters_over_one_set_of_weights(tmp_path, loads, m
     [
         ("method=opd", "method.signal=sampled", "method.reference_kl=0.1"),
         pytest.param(("method=opd-exact",), marks=pytest.mark.full),
-        pytest.param(("method=rl_opd", "method.teacher_temperature=2"), marks=pytest.mark.full),
+        pytest.param(("method=rl_opd",), marks=pytest.mark.full),
     ],
     ids=lambda words: words[0],
 )

@@ -202,7 +202,7 @@ def test_signal_saves_and_resume_ends_alike(root, whole, number):
     same_end(root / name, whole)
 
 
-@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("step", [4])  # at random moments: test_killed
 def test_killed_run_resumes_to_the_same_weights(root, whole, step):
     name = f"kill-{step}"
     process = spawn(root, name)
