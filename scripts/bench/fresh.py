@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Verdicts of the sandbox against one fresh interpreter a program, on the 400-task file of Minimal Code Edit.
 
-    python scripts/bench/fresh.py [--data ../shared/data] [--out results/bench] [--repeat 5] [--limit N]
+    python scripts/bench/fresh.py [--data ../shared/data] [--out results/bench] [--repeat 5] [--first N] [--last N]
 
 Originals and corrupted programs (800) run once in the sandbox and once as `python module.py` each: imports of
 the tests, program, tests, unittest. Where the two differ, the fresh run is repeated; a program whose
 fresh runs disagree among themselves is flaky there, too.
+It takes ten minutes or more: --first and --last choose a part, and --out collects the parts in one file.
 Fresh interpreters run one at a time, under bubblewrap where it is installed (read-only system, no network).
 """
 
@@ -101,13 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("ONPOL_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--limit", type=int, default=0, help="problems; 0: all")
+    parser.add_argument("--first", type=int, default=0, help="first program (0 to 799: originals, then corrupted)")
+    parser.add_argument("--last", type=int, default=799, help="last program")
     parser.add_argument("--workers", type=int, default=0, help="of the sandbox")
     parser.add_argument("--out", type=Path, help="folder for fresh.json")
     options = parser.parse_args()
     file = Path(options.data) / "minimal_edit" / "corrupted_solutions_manual_easy_400.jsonl"
     task = build_task(TaskConfig(name="minimal-edit", data=str(file)), None)  # type: ignore[arg-type]
-    names, jobs = programs(task.problems("test")[: options.limit or None])
+    names, jobs = (part[options.first : options.last + 1] for part in programs(task.problems("test")))
     verdicts, sandbox_s = in_sandbox(jobs, options.workers)
     start, differ = time.perf_counter(), []
     for name, job, verdict in zip(names, jobs, verdicts, strict=True):
@@ -116,14 +118,18 @@ def main() -> None:
             differ.append(found)
             print(json.dumps(found), flush=True)
     result = {
-        "command": " ".join(["python", "scripts/bench/fresh.py", *sys.argv[1:]]), "programs": len(jobs),
+        "command": " ".join(["python", "scripts/bench/fresh.py", *sys.argv[1:]]), "first": options.first,
+        "last": options.last, "programs": len(jobs), "load": os.getloadavg()[0],
         "passed_in_sandbox": sum(verdict["status"] == "passed" for verdict in verdicts), "sandbox_s": sandbox_s,
         "fresh_s": time.perf_counter() - start, "agree": len(jobs) - len(differ), "differ": differ,
     }  # fmt: skip
     print(json.dumps({key: value for key, value in result.items() if key != "differ"}))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "fresh.json").write_text(json.dumps(result, indent=1) + "\n")
+        file = options.out / "fresh.json"
+        parts = json.loads(file.read_text()) if file.is_file() else []
+        parts = [part for part in parts if (part["first"], part["last"]) != (options.first, options.last)]
+        file.write_text(json.dumps([*parts, result], indent=1) + "\n")
 
 
 if __name__ == "__main__":
