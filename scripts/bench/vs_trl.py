@@ -84,15 +84,16 @@ def summary(records: Sequence[Job]) -> dict[str, Any]:
         "phases_s": {name: median(step.get(name, 0.0) for step in steps) for name in phases},
         "tokens_per_step": tokens,
         "tokens_per_s": sum(record["tokens"]["read"] for record in records) / sum(step["total"] for step in steps),
+        "tokens_per_cpu_s": sum(record["tokens"]["read"] for record in records) / sum(step["cpu"] for step in steps),
         "warmup_s": [record["warmup_s"] for record in records],
         "processes": len(records),
         "steps": len(steps),
     }
 
 
-def fastest(tried: Iterable[tuple[dict[str, Any], Job]]) -> dict[str, Any]:
+def fastest(tried: Iterable[tuple[dict[str, Any], Job]], busy: bool = False) -> dict[str, Any]:
     """The variant that reads the most tokens a second (its batches may differ, its tokens do not)."""
-    return max(tried, key=lambda pair: summary([pair[1]])["tokens_per_s"])[0]
+    return max(tried, key=lambda pair: summary([pair[1]])["tokens_per_cpu_s" if busy else "tokens_per_s"])[0]
 
 
 def ratios(peer: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
@@ -102,6 +103,7 @@ def ratios(peer: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
         "median_step": peer["median_s"] / ours["median_s"],
         "min_step": peer["min_s"] / ours["min_s"],
         "cpu_step": peer["cpu_median_s"] / ours["cpu_median_s"],
+        "tokens_per_cpu_s": ours["tokens_per_cpu_s"] / peer["tokens_per_cpu_s"],
     }
 
 
@@ -144,23 +146,28 @@ def call(command: list[str], environment: dict[str, str]) -> Job:
     return result
 
 
-def trials(sides: Sides, job: Job) -> dict[str, Any]:
+def trials(sides: Sides, job: Job, busy: bool) -> dict[str, Any]:
     """Every variant of TRL once; the fastest and what all of them took. Compilation is in `warmup_s`."""
     batch = job.get("batch") or job["prompts"] * job["group"]
     tried = []
     for variant in variants(job["part"], batch):
+        if busy and variant["compile"] != "no":
+            continue
         record = sides.run("peer", {**job, "variant": variant, "steps": STEPS[job["part"]][1]})
-        say(f"  {name_of(variant)}: {summary([record])['median_s']:.3f} s, warm-up {record['warmup_s']:.1f} s")
+        found = summary([record])
+        times = f"{found['median_s']:.3f} s, CPU {found['cpu_median_s']:.3f} s, warm-up {record['warmup_s']:.1f} s"
+        say(f"  {name_of(variant)}: {times}")
         tried.append((variant, record))
-    return {"best": fastest(tried), "tried": [{"name": name_of(v), **summary([record])} for v, record in tried]}
+    names = [{"name": name_of(variant), **summary([record])} for variant, record in tried]
+    return {"best": fastest(tried, busy), "busy": busy, "tried": names}
 
 
-def section(sides: Sides, name: str, known: dict[str, Any] | None, rounds: int) -> dict[str, Any]:
+def section(sides: Sides, name: str, known: dict[str, Any] | None, rounds: int, busy: bool) -> dict[str, Any]:
     """Trials (unless `known`), then the sides in turn."""
     shape, dtype = name.split(":")
     job = {**SHAPES[shape], "dtype": dtype, "warmup": WARMUP[SHAPES[shape]["part"]], "signal": "reverse"}
     say(name)
-    tried = known or trials(sides, job)
+    tried = known or trials(sides, job, busy)
     if not rounds:
         return {"trials": tried}
     timed = {**job, "steps": STEPS[job["part"]][0]}
@@ -176,7 +183,7 @@ def section(sides: Sides, name: str, known: dict[str, Any] | None, rounds: int) 
     load.append(os.getloadavg()[0])
     found = {side: summary(of) for side, of in records.items()}
     against = {side: ratios(found["trl"], found[side]) for side in found if side != "trl"}
-    say("  " + ", ".join(f"{side} {value['median_s']:.3f} s" for side, value in found.items()))
+    say("  " + ", ".join(f"{s} {v['median_s']:.3f} s, CPU {v['cpu_median_s']:.3f} s" for s, v in found.items()))
     return {"trials": tried, "load_average": load, **found, "ratios": against, "raw": records}
 
 
@@ -204,6 +211,7 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
     found = {
         name: {
             "trl_variant": name_of(part["trials"]["best"]),
+            "busy": part["trials"].get("busy", False),
             "load_average": part["load_average"],
             "median_s": {side: part[side]["median_s"] for side in ("trl", "onpol", "onpol_sampled") if side in part},
             "tokens_per_s": {side: part[side]["tokens_per_s"] for side in ("trl", "onpol")},
@@ -233,6 +241,10 @@ def main() -> None:
     parser.add_argument("--trl-python", type=Path, required=True, help="interpreter of an environment with TRL")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side; 0 only tries TRL's variants")
+    parser.add_argument(
+        "--busy", action="store_true",
+        help="other work runs here: choose TRL's variant by CPU seconds, do not try those that compile",
+    )
     parser.add_argument("--work", type=Path, help="folder for models and data, reused if filled; default a new one")
     parser.add_argument("--out", type=Path, help="JSON file with everything; sections not measured now are kept")
     options = parser.parse_args()
@@ -256,7 +268,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     result["losses"] = {"trl": peer, "onpol": ours, "relative_difference": check_losses(peer, ours)}
     say(f"losses agree within {max(result['losses']['relative_difference'].values()):.1e}")
     for name in options.sections or SECTIONS:
-        result["sections"][name] = section(sides, name, known_trials(result, name), options.rounds)
+        result["sections"][name] = section(sides, name, known_trials(result, name), options.rounds, options.busy)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")

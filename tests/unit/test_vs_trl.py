@@ -1,6 +1,7 @@
 """The pure parts of scripts/bench/vs_trl.py: variants, summaries, ratios, refusals. Neither torch nor TRL is needed."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -39,12 +40,16 @@ def test_ratios_above_one_mean_that_onpol_is_faster():
     peer, ours = vs_trl.summary([record(2.0, 4.0)]), vs_trl.summary([record(1.0, 1.5)])
     assert vs_trl.ratios(peer, ours) == {
         "tokens_per_s": pytest.approx(6 / 2.5), "median_step": 3 / 1.25, "min_step": 2.0, "cpu_step": 2.4,
+        "tokens_per_cpu_s": pytest.approx(6 / 2.5),
     }  # fmt: skip
 
 
 def test_the_fastest_variant_reads_most_tokens_a_second():
     slow, fast = record(1.0), record(1.5, read=200)
-    assert vs_trl.fastest([({"name": "slow"}, slow), ({"name": "fast"}, fast)]) == {"name": "fast"}
+    tried = [({"name": "slow"}, slow), ({"name": "fast"}, fast)]
+    assert vs_trl.fastest(tried) == vs_trl.fastest(tried, busy=True) == {"name": "fast"}
+    fast["steps"][0]["cpu"] = 9.0
+    assert vs_trl.fastest(tried) == {"name": "fast"} and vs_trl.fastest(tried, busy=True) == {"name": "slow"}
 
 
 @pytest.mark.parametrize("part", ["sft", "distil"])
@@ -98,3 +103,13 @@ def test_help_and_unknown_sections():
     assert "pip install" in shown and all(name in "".join(shown.split()) for name in vs_trl.SECTIONS)
     failed = subprocess.run([*command, "sft", "--trl-python", "x"], capture_output=True, text=True)
     assert failed.returncode == 2 and "unknown sections" in failed.stderr
+
+
+def test_the_committed_figures_are_of_this_script():
+    path = BENCH.parents[1] / "results" / "bench" / "vs_trl.json"
+    result = json.loads(path.read_text())
+    assert set(result["sections"]) <= set(vs_trl.SECTIONS)
+    for found in result["sections"].values():
+        raw = found.get("raw", {})
+        assert {side: vs_trl.summary(of) for side, of in raw.items()} == {side: found[side] for side in raw}
+    assert max(result["losses"]["relative_difference"].values()) <= vs_trl.TOLERANCE
