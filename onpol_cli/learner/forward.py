@@ -174,6 +174,17 @@ class TokenModel:
 
         return [TokenScores(*part.unbind(1)) for part in self._each(sequences, both)]
 
+    @torch.no_grad()
+    def score_states(self, states: Sequence[Tensor], completions: Sequence[Tokens]) -> list[TokenScores]:
+        """As `score`, from states that `hidden` gave for the same completions."""
+        targets = torch.tensor([token for completion in completions for token in completion])
+        sizes = [len(completion) for completion in completions]
+        both = token_logprobs_entropy(
+            torch.cat(list(states)).to(self.device), self.output_matrix, targets.to(self.device), self.options()
+        )
+        logprobs, entropy = (values.cpu().split(sizes) for values in both)
+        return [TokenScores(*parts) for parts in zip(logprobs, entropy, strict=True)]
+
     def hidden(self, sequences: Sequence[Pair]) -> list[Tensor]:
         """States `[T, H]` that predict each completion's tokens, on the CPU. No gradient."""
         return self._each(sequences, lambda hidden, _: hidden)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from onpol_cli.learner.chat import Chat
+    from onpol_cli.learner.forward import Pair, TokenScores
     from onpol_cli.learner.scorer import LocalScorer
     from onpol_cli.rollout.engine import RolloutEngine
     from onpol_cli.tasks.protocol import Task
@@ -31,15 +32,46 @@ FORCED_PLACE = 1 / 3
 """Relative position of the forced wrong token in the reference."""
 
 
+class Remembered:
+    """A frozen model that keeps the states of the sequences asked for last: KL and token change share one pass.
+
+    Implements `evaluation.kl.States` and `evaluation.update.Scoring`.
+    """
+
+    def __init__(self, scorer: LocalScorer) -> None:
+        self.scorer = scorer
+        self.vocab = scorer.vocab
+        self._sequences: list[Pair] = []
+        self._states: list[Tensor] = []
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """`[V, H]`."""
+        return self.scorer.output_matrix
+
+    def hidden(self, sequences: Sequence[Pair]) -> list[Tensor]:
+        """States `[T, H]` that predict each completion's tokens."""
+        if not self._states or self._sequences != list(sequences):
+            self._sequences, self._states = list(sequences), self.scorer.hidden(sequences)
+        return self._states
+
+    def score(self, sequences: Sequence[Pair]) -> list[TokenScores]:
+        """Log-probs and entropies of each completion's tokens."""
+        return self.scorer.score_states(self.hidden(sequences), [completion for _, completion in sequences])
+
+
 @dataclass
 class Moved:
-    """The base and a checkpoint side by side, with an engine that holds the checkpoint."""
+    """The base and a checkpoint side by side, with an engine that holds the checkpoint.
+
+    For the base itself both are one object: nothing is sampled or computed twice.
+    """
 
     config: Config
     chat: Chat
     engine: RolloutEngine
-    base: LocalScorer
-    model: LocalScorer
+    base: Remembered
+    model: Remembered
 
     def sample(self, bench: str, prompts: Sequence[tuple[Problem, Ids]], stream: str) -> Sequences:
         """One sample per prompt of whatever the engine holds, at temperature 1."""
@@ -52,8 +84,10 @@ class Moved:
         ]
         return [(r.prompt_ids, r.completion_ids) for r in self.engine.generate(asked, sampling_at(self.config, 1.0))]
 
-    def base_samples(self, bench: str, prompts: Sequence[tuple[Problem, Ids]]) -> Sequences:
-        """Samples of the base; the engine holds the checkpoint again afterwards."""
+    def base_samples(self, bench: str, prompts: Sequence[tuple[Problem, Ids]], own: Sequences) -> Sequences:
+        """Samples of the base (`own` where it is the model); the engine holds the checkpoint again afterwards."""
+        if self.base is self.model:
+            return own
         self.engine.sync_weights(weights(self.base))
         try:
             return self.sample(bench, prompts, "kl")
@@ -61,11 +95,11 @@ class Moved:
             self.engine.sync_weights(weights(self.model))
 
 
-def weights(scorer: LocalScorer) -> Iterable[tuple[str, Tensor]]:
+def weights(model: Remembered) -> Iterable[tuple[str, Tensor]]:
     """Named weights of a frozen model, for an engine."""
     from onpol_cli.learner.weights import merged_weights
 
-    return merged_weights(scorer.model)
+    return merged_weights(model.scorer.model)
 
 
 def measure(
@@ -74,16 +108,19 @@ def measure(
     """KL by bench, and where the update falls; both {} for a foreign model on another tokenizer."""
     base_checkpoint = build.find_checkpoint(config.model.path, config)
     try:
-        base = build.load_teacher(base_checkpoint, config, checkpoint.path)
+        base = Remembered(build.load_teacher(base_checkpoint, config, checkpoint.path))
     except OnpolError as error:
         LOGGER.warning("No distance to the base is measured: %s", error)
         return {}, {}
-    moved = Moved(config, chat, engine, base, build.load_teacher(checkpoint, config, checkpoint.path))
+    same = checkpoint.path == base_checkpoint.path
+    model = base if same else Remembered(build.load_teacher(checkpoint, config, checkpoint.path))
+    moved = Moved(config, chat, engine, base, model)
     divergence: dict[str, Any] = {}
     update: dict[str, Any] = {}
     for task in tasks:
         prompts = build.encoded(task, chat, task.problems("validation")[: config.eval.kl_problems], config)
-        own, theirs = moved.sample(task.name, prompts, "kl"), moved.base_samples(task.name, prompts)
+        own = moved.sample(task.name, prompts, "kl")
+        theirs = moved.base_samples(task.name, prompts, own)
         divergence[task.name] = kl_of(moved, own, theirs)
         update[task.name] = where(moved, task, prompts, theirs)
     if checkpoint.run is not None:
