@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -94,7 +95,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    results: dict[str, Any] = {}
+    command = " ".join(["python", "scripts/bench/corruption.py", *sys.argv[1:]])
+    results: dict[str, Any] = {"command": command, "load": os.getloadavg()[0]}
     for families in given.families:
         options = PrepareOptions(
             given.source,

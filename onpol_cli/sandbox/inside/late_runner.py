@@ -93,13 +93,11 @@ def _prepare(run):
     entry = late["entry_point"]
     run["watch"]["sys"].path[:] = run["watch"]["path"]
     code = compile(late["tests"], "<tests>", "exec", dont_inherit=True)
-    lies = [
-        name for name in _names(run, code) if name != entry and name in program and _lying_global(run, program[name])
-    ]
+    own = {k for k, v in program.items() if run["trusted"].get(k, HERE) is not v} - {entry}
+    lies = [name for name in _names(run, code) if name in own and _lying_global(run, program[name])]
     if lies:
         _forged(run, f"the program's {lies[0]} defines its own comparison")
-    hiding = {k for k, v in program.items() if k in run["names"] and run["trusted"].get(k) is not v} - {entry}
-    tests.update({k: v for k, v in program.items() if k not in hiding})
+    tests.update({k: v for k, v in program.items() if k not in own or k not in run["names"]})
     tests.update({"__builtins__": run["builtins"], "__name__": "__test__", HERE: _only_here(run)})
     if entry in program:
         tests[entry] = _guard(run, program[entry])

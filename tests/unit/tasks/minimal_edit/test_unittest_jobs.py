@@ -38,6 +38,26 @@ class TestCases(unittest.TestCase):
         self.assertEqual(task_func(9), 3)
 """
 
+ANYTHING = """
+import unittest
+from unittest.mock import ANY, Mock
+class TestCases(unittest.TestCase):
+    def test_call(self):
+        mock = Mock()
+        task_func(mock)
+        mock.assert_called_once_with(1, ANY)
+"""
+
+SPECIFIED = """
+import unittest
+from unittest.mock import patch
+class TestCases(unittest.TestCase):
+    @patch('ctypes.CDLL', autospec=True)
+    def test_name(self, library):
+        library.return_value._name = 'x'
+        self.assertEqual(task_func('y'), 'x')
+"""
+
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
@@ -51,6 +71,8 @@ def sandbox() -> Iterator[Sandbox]:
         (INSPECTED, "import inspect\ndef task_func(f):\n    return len(inspect.getfullargspec(f).args)"),
         (MODULE, "import json\ndef task_func():\n    return json, 1"),
         (IMPORTS, "def task_func(n):\n    return math.isqrt(n)"),
+        (ANYTHING, "def task_func(function):\n    function(1, [2])"),
+        (SPECIFIED, "import ctypes\ndef task_func(name):\n    return ctypes.CDLL(name)._name"),
     ],
 )
 def test_peculiar_programs_pass(sandbox: Sandbox, tests: str, program: str) -> None:
@@ -79,6 +101,10 @@ def test_peculiar_programs_pass(sandbox: Sandbox, tests: str, program: str) -> N
             MODULE,
             "import types\ndef task_func():\n"
             "    module = types.ModuleType('json')\n    module.dumps = lambda value: '1'\n    return module, 1",
+        ),
+        (  # what is equal to everything, under a name that the test looks up and does not bind
+            ANYTHING.replace("ANY, Mock", "Mock"),
+            "from unittest.mock import ANY\ndef task_func(function):\n    function(1)",
         ),
     ],
 )
