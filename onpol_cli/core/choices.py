@@ -15,7 +15,6 @@ from onpol_cli.core.settings import ROOT_CONFIG, conf_dir
 
 WINNING = ("learner", "optim", "parallel", "sandbox", "rollout", "model", "task")
 """Groups of plain settings. A method's settings are the experiment's recipe for it, and stay so."""
-DEFAULT_EXPERIMENT = "tiny"
 
 
 def chosen_values(words: Sequence[str]) -> dict[str, Any]:
@@ -27,8 +26,9 @@ def chosen_values(words: Sequence[str]) -> dict[str, Any]:
         words: checked `key=value` words.
     """
     said = dict(word.lstrip("+").split("=", 1) for word in words)
-    fixed = said.keys() | leaves(read(Path("debug") / said.get("debug", "none"))).keys()
-    own = experiment_choices(said.get("experiment", DEFAULT_EXPERIMENT))
+    root = choices(Path(ROOT_CONFIG))
+    fixed = said.keys() | leaves(read(Path("debug") / said.get("debug", root["debug"]))).keys()
+    own = experiment_choices(said.get("experiment", root["experiment"]))
     found: dict[str, Any] = {}
     for group, choice in said.items():
         if group in WINNING and choice != own.get(group):
@@ -39,12 +39,12 @@ def chosen_values(words: Sequence[str]) -> dict[str, Any]:
 
 def experiment_choices(experiment: str) -> dict[str, str]:
     """Choice of each group by the root configuration and `experiment`."""
-    entries = [
-        entry
-        for file in (Path(ROOT_CONFIG), Path("experiment") / experiment)
-        for entry in read(file).get("defaults", [])
-        if isinstance(entry, dict)
-    ]
+    return choices(Path(ROOT_CONFIG)) | choices(Path("experiment") / experiment)
+
+
+def choices(file: Path) -> dict[str, str]:
+    """Choice of each group that a YAML's own defaults list names."""
+    entries = [entry for entry in read(file).get("defaults", []) if isinstance(entry, dict)]
     return {str(key).removeprefix("override /"): str(value) for entry in entries for key, value in entry.items()}
 
 

@@ -21,7 +21,7 @@ from onpol_cli.runs.lookup import RunInfo
 from onpol_cli.runs.rundir import SAMPLES, RunDir, read_lines, read_manifest
 from onpol_cli.stages import build
 from onpol_cli.stages.eval_table import bench_summary, summary_table
-from onpol_cli.stages.session import default_name, differences, open_run
+from onpol_cli.stages.session import differences, open_run, time_stamp
 
 if TYPE_CHECKING:
     from onpol_cli.core.types import Problem
@@ -120,8 +120,7 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
             label, facts = source.label, model_facts(source, config)
         facts |= {"eval_settings": settings(config, request), "label": label, "isolation": sandbox.isolation}
         facts["hashes"] = _hashes(tasks, source, request, config)
-        name = f"eval-{_slug(label, source)}-s{config.seed}-{default_name('', config).rsplit('-', 2)[1]}"
-        name += "-" + default_name("", config).rsplit("-", 1)[1]
+        name = f"eval-{_slug(label, source)}-s{config.seed}-{time_stamp()}"
         resume = request.resume or may_go_on(request, config, facts)
         run = stack.enter_context(
             open_run(config, name, request.command(), resume=resume, folder=request.run_dir, **facts)
@@ -173,9 +172,10 @@ def may_go_on(request: EvalRequest, config: Config, facts: Mapping[str, Any]) ->
         OnpolError: it holds a grading that is finished, or one of other answers, problems or settings.
     """
     folder = request.run_dir
-    if request.answers is None or folder is None or not read_manifest(folder):
+    manifest = read_manifest(folder) if request.answers is not None and folder is not None else {}
+    if folder is None or not manifest:
         return False
-    old = RunInfo(folder, read_manifest(folder))
+    old = RunInfo(folder, manifest)
     if old.status == "done":
         raise OnpolError(f"--run-dir {folder} holds a finished run. Choose another folder, or remove this one.")
     other = [words for name, words in _SAME.items() if old.manifest.get(name) != facts[name]]

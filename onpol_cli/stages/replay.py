@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onpol_cli.learner.learner import Learner
-    from onpol_cli.learner.scorer import TeacherScorer
     from onpol_cli.methods.base import Group, Method
 
 FREE = ("run.name", "hydra.", "paths.")
@@ -84,26 +83,23 @@ def measure(method: Method, learner: Learner, groups: Sequence[Group]) -> dict[s
 def prepare(config: Config) -> tuple[Method, Learner, Mapping[str, Any]]:
     """Method, learner and problems by id, on the CPU unless the configuration says otherwise."""
     from onpol_cli.methods.base import Context
-    from onpol_cli.methods.registry import build_method, check_method, needs_hidden, needs_reference, needs_teacher
+    from onpol_cli.methods.registry import build_method, check_method, needs_teacher
     from onpol_cli.sandbox import Sandbox
-    from onpol_cli.stages.train import base_teachers, find_tutors, frozen_start, make_learner
+    from onpol_cli.stages.train import find_tutors, make_models
     from onpol_cli.tasks.registry import build_task
 
     check_method(config.method)
     policy = build.policy_config(config)
     tokenizer, chat = build.tokenizer_and_chat(policy.path)
     tutors = find_tutors(config, needs_teacher(config.method))
-    shared = build.shared_tutors(config, policy.path, tutors)
-    other = {key: c for key, c in tutors.items() if key not in shared}
-    teachers: dict[str, TeacherScorer] = {key: build.load_teacher(c, config, policy.path) for key, c in other.items()}
-    head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
-    learner = make_learner(config, policy, tokenizer, 1, head)
-    teachers |= base_teachers(config, learner, shared)
-    reference = frozen_start(config, policy, tokenizer, learner).logprobs if needs_reference(config.method) else None
+    learner, teachers, reference = make_models(
+        config, tokenizer, 1, tutors, lambda tutor: build.load_teacher(tutor, config, policy.path)
+    )
     # Nothing is graded: the sandbox starts no worker unless it is given a job.
     task = build_task(replace(config.task), Sandbox(config.sandbox))
     problems = {problem.problem_id: problem for problem in task.problems("train")}
-    context = Context(task, chat.prompt_ids, teachers, reference, learner.engine)
+    frozen = reference.logprobs if reference is not None else None
+    context = Context(task, chat.prompt_ids, teachers, frozen, learner.engine)
     return build_method(config.method, context), learner, problems
 
 

@@ -46,10 +46,14 @@ def label(config: Config) -> str:
     return config.method.label or variant(config).upper()
 
 
+def time_stamp() -> str:
+    """UTC date and time, the end of a default name."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+
+
 def default_name(command: str, config: Config, tutor: str | None = None) -> str:
     """`<command>-<method>-<tutor>-s<seed>-<time>`."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    parts = [command, variant(config), *([tutor] if tutor else []), f"s{config.seed}", now]
+    parts = [command, variant(config), *([tutor] if tutor else []), f"s{config.seed}", time_stamp()]
     return "-".join(parts)
 
 

