@@ -46,14 +46,16 @@ def policy_example(
     )
 
 
-def main(case: str, out: Path, steps: int, nproc: int) -> None:
-    """Train `steps` steps of 12 examples; rank 0 writes losses and the norm of all weights."""
+def main(case: str, out: Path, steps: int, nproc: int, dtype: str) -> None:
+    """Train `steps` steps of 12 examples in `dtype`; rank 0 writes losses and the norm of all weights."""
     method, _, lora = case.partition("-")
     words = [f"parallel.nproc={nproc}", "optim.lr=1e-4", "learner.threads=1", "learner.micro_tokens=256"]
     words += ["model.lora.rank=4"] if lora else []
+    # one process would take the native decoder; transformers' norms round to float32 in any format, its own do not
+    words += ["learner.native=false"] if dtype == "float64" else []
     config = compose([*words, "model.device=cpu"])
     model, tokenizer = load_model(config.model, 0), load_tokenizer(config.model.path)
-    learner = Learner(model, tokenizer, config, steps, torch.device("cpu"))
+    learner = Learner(model.to(getattr(torch, dtype)), tokenizer, config, steps, torch.device("cpu"))
     examples = recorded(method, 12, learner)
     losses = [learner.step(learner.world.share(examples))["loss/total"] for _ in range(steps)]
     norm = sum(float(whole(value).float().square().sum()) for _, value in learner.named_weights()) ** 0.5
@@ -62,4 +64,4 @@ def main(case: str, out: Path, steps: int, nproc: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

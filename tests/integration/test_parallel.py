@@ -21,23 +21,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_worker(nproc: int, case: str, out: Path, steps: int) -> dict:
-    """Losses of `case` over `steps` steps on recorded examples in `nproc` processes."""
+def run_worker(nproc: int, case: str, out: Path, steps: int, dtype: str) -> dict:
+    """Losses of `case` over `steps` steps in `dtype` on recorded examples in `nproc` processes."""
     words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={nproc}", "--nnodes=1"]
     words += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", str(WORKER)]
-    words += [case, str(out), str(steps), str(nproc)]
+    words += [case, str(out), str(steps), str(nproc), dtype]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(out.read_text())
 
 
-def compare(case: str, sizes: tuple[int, ...], tmp_path: Path, steps: int) -> None:
-    results = {size: run_worker(size, case, tmp_path / f"{case}-{size}.json", steps) for size in sizes}
+def compare(
+    case: str, sizes: tuple[int, ...], tmp_path: Path, steps: int, dtype: str = "float32", tolerance: float = TOLERANCE
+) -> None:
+    results = {size: run_worker(size, case, tmp_path / f"{case}-{size}.json", steps, dtype) for size in sizes}
     alone = results[sizes[0]]
     assert len(set(alone["losses"])) > 1, "a curve that does not move would agree with anything"
     for size in sizes[1:]:
-        assert results[size]["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE, abs=TOLERANCE)
+        assert results[size]["losses"] == pytest.approx(alone["losses"], rel=tolerance, abs=tolerance)
         assert results[size]["norm"] == pytest.approx(alone["norm"], rel=1e-4)
 
 
@@ -50,7 +52,14 @@ def test_two_processes_follow_one(case, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("case", ["sft", "rl", "opd", "sft-lora", "rl-lora", "opd-lora"])
 def test_two_and_four_processes_follow_one_over_twenty_steps(case, tmp_path):
+    """Known to fail for rl and opd, by up to 7e-5: float32 rounding that Adam grows; in float64 they agree (below)."""
     compare(case, (1, 2, 4), tmp_path, steps=20)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", ["sft", "rl", "opd"])
+def test_processes_agree_where_rounding_plays_no_part(case, tmp_path):
+    compare(case, (1, 2, 4), tmp_path, steps=20, dtype="float64", tolerance=2e-6)
 
 
 def train(root: Path, name: str, nproc: int, *more: str, method: str = "sft", resume: bool = False) -> list[dict]:
