@@ -1,10 +1,9 @@
-"""Memory of this process: the C allocator's habits and the peak so far."""
+"""Memory of this process: the C allocator's habits."""
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import resource
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -25,9 +24,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -58,11 +58,6 @@ class EngineStats:
     tokens: int = 0
     seconds: float = 0.0
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Completion tokens a second; 0 before the first call."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
 
 class RolloutEngine(Protocol):
     """A sampler of completions whose weights can be replaced. A context manager; leaving it closes it."""

@@ -235,10 +235,3 @@ class ReferenceResults:
     results: tuple[Any, ...]
     errors: dict[int, str] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=lambda: Verdict(Status.PASSED))
-
-
-def tests_in(job: Job) -> int:
-    """Tests that a job can be blamed for by index: calls or inputs; 1 for scripts."""
-    if isinstance(job, CallJob):
-        return len(job.calls)
-    return len(job.inputs) if isinstance(job, StdinJob) else 1
