@@ -22,6 +22,9 @@ from transformers import PreTrainedModel
 from onpol_cli.learner.attention import Attention, Shape
 from onpol_cli.learner.packed import PackedLayout
 
+GRAIN = 64
+"""bf16 products: rows are filled up to a multiple. oneDNN compiles a kernel for each new shape, 1 to 3 ms a time."""
+
 
 def supports(model: PreTrainedModel) -> bool:
     """Whether the native decoder computes exactly what `model` does."""
@@ -97,7 +100,8 @@ class Matrices:
         out: [H, heads d].
         gate, up: [F, H] second norm folded in.
         down: [H, F].
-        head_norm: [heads + kv, d] interleaved weights of the query and key norms, not reduced.
+        head_norm: [heads + kv, d] interleaved weights of the query and key norms, not reduced; the scale of the
+            scores is folded into those of the queries.
     """
 
     qkv: Tensor
@@ -114,7 +118,7 @@ def gather(weights: tuple[Tensor, ...], context: Context) -> Matrices:
     first, second, query, key, value, out, gate, up, down, query_norm, key_norm = weights
     columns = query.shape[1]
     rotated = torch.cat([query, key]).view(shape.rotated, shape.head_dim, columns)[:, order].reshape(-1, columns)
-    norms = [query_norm[order].expand(shape.heads, -1), key_norm[order].expand(shape.kv_heads, -1)]
+    norms = [query_norm[order].mul(shape.scale).expand(shape.heads, -1), key_norm[order].expand(shape.kv_heads, -1)]
     return Matrices(
         qkv=(torch.cat([rotated, value]) * first).to(dtype),
         out=out.to(dtype),
@@ -173,8 +177,8 @@ class _Layer(torch.autograd.Function):
         second_g = gate.mul(gate_wg).sum(0) + up.mul(up_wg).sum(0)
         entering = (query_wg * first, key_wg * first, value_wg * first)
         matrices = (*entering, out_wg, gate_wg * second, up_wg * second, down_wg)
-        heads = ctx.context.shape.heads
-        head_norms = (norm_g[:heads].sum(0), norm_g[heads:].sum(0))
+        shape = ctx.context.shape
+        head_norms = (norm_g[: shape.heads].sum(0) * shape.scale, norm_g[shape.heads :].sum(0))
         return None, None, x_grad, first_g, second_g, *(m.to(first.dtype) for m in matrices), *head_norms
 
 
@@ -229,6 +233,16 @@ def _mlp_backward(
     return middle_grad, gate_g.T @ inner, up_g.T @ inner, down_wg
 
 
+def kept_tokens(predict: Tensor, total: int, grain: int) -> tuple[Tensor, Tensor]:
+    """Distinct tokens `[K]`, those of `predict: [N]` first, and the place `[N]` of each of `predict` among them.
+
+    K is rounded up to a multiple of `grain` with other tokens of the `total`, whose states nobody reads.
+    """
+    kept, places = predict.unique(return_inverse=True)
+    unread = torch.ones(total, dtype=torch.bool).index_fill_(0, kept, False).nonzero().squeeze(1)
+    return torch.cat([kept, unread[: -len(kept) % grain]]), places
+
+
 def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> Tensor:
     """`[N, H]` states (after the final norm) that predict the completion tokens of `layout`.
 
@@ -240,15 +254,16 @@ def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> 
     base: Any = model.base_model
     config = model.config
     shape = Shape(config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps)
-    x = F.embedding(layout.input_ids, base.embed_tokens.weight)
+    filling = -len(layout.input_ids) % GRAIN if dtype == torch.bfloat16 else 0
+    x = F.embedding(F.pad(layout.input_ids, (0, filling)), base.embed_tokens.weight)
     context = Context(
         shape,
         Attention(layout, shape, dtype),
-        rotation(layout.positions, model, x.dtype),
+        rotation(F.pad(layout.positions, (0, filling)), model, x.dtype),
         interleave(shape.head_dim),
         dtype,
     )
-    kept, places = layout.predict.unique(return_inverse=True)
+    kept, places = kept_tokens(layout.predict, len(x), GRAIN if dtype == torch.bfloat16 else 1)
     for layer in base.layers:
         attention, mlp = layer.self_attn, layer.mlp
         x = _Layer.apply(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 Tokens = Sequence[int]
-PART_TOKENS, PADDING = 2048, 0.15
-"""Prompt tokens below which a part is not closed, and the share of padding from which it then is."""
+BLOCK_TOKENS, PADDING = 1024, 0.15
+"""Tokens below which an attention block is not closed, and the share of padding from which it then is."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,30 @@ class Block:
 
     Attributes:
         rows: [B, width] packed token of each place; padding points at token 0.
+        blanks: [B, width] the same, padding pointing behind the last token.
         real: [R] flattened places that are not padding, in row order.
         tokens: [R] packed tokens of `real`.
     """
 
     rows: Tensor
+    blanks: Tensor
     real: Tensor
     tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Completions of similar length, of prompts of one part.
+
+    Attributes:
+        block: attention block of the completions.
+        parent: [C] prompt row of each completion row.
+        bias: [C, Tw, Pw + Tw] float32 over prompt keys, then completion keys: 0 where attention is allowed, else -inf.
+    """
+
+    block: Block
+    parent: Tensor
+    bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,17 +57,13 @@ class Part:
 
     Attributes:
         prompts: attention block of the prompts.
-        completions: attention block of the completions that have more than one token (may be empty).
-        parent: [C] prompt row of each completion row.
         prompt_bias: [prompts, Pw, Pw] float32, 0 where attention is allowed and -inf elsewhere.
-        completion_bias: [C, Tw, Pw + Tw] the same over prompt keys, then completion keys.
+        answers: the completions that have more than one token (may be empty).
     """
 
     prompts: Block
-    completions: Block
-    parent: Tensor
     prompt_bias: Tensor
-    completion_bias: Tensor
+    answers: list[Answers]
 
 
 @dataclass(frozen=True)
@@ -117,14 +130,15 @@ def plan_packed(units: Sequence[Sequence[tuple[Tokens, Tokens]]], budget: int) -
     return batches
 
 
-def _block(starts: Tensor, sizes: Tensor) -> Block:
-    """Rows for segments that lie at `starts` and have `sizes` tokens each."""
+def _block(starts: Tensor, sizes: Tensor, total: int) -> Block:
+    """Rows for segments that lie at `starts` of `total` packed tokens and have `sizes` tokens each."""
     width = int(sizes.max()) if len(sizes) else 0
     places = torch.arange(width)
     valid = places[None, :] < sizes[:, None]
-    rows = torch.where(valid, starts[:, None] + places[None, :], 0)
+    tokens = starts[:, None] + places[None, :]
+    rows = torch.where(valid, tokens, 0)
     real = valid.flatten().nonzero().squeeze(1)
-    return Block(rows, real, rows.flatten()[real])
+    return Block(rows, torch.where(valid, tokens, total), real, rows.flatten()[real])
 
 
 def _causal(width: int) -> Tensor:
@@ -154,7 +168,7 @@ def pack(sequences: Sequence[tuple[Tokens, Tokens]]) -> PackedLayout:
     return PackedLayout(
         input_ids=torch.tensor(flat),
         positions=positions,
-        parts=[_part(rows, (prompt_starts, prompt_sizes), (starts, inner), parent) for rows in _parts(prompt_sizes)],
+        parts=[_part(rows, (prompt_starts, prompt_sizes), (starts, inner), parent) for rows in _alike(prompt_sizes)],
         predict=predict,
         targets=torch.tensor([token for _, completion in sequences for token in completion]),
         segments=segments,
@@ -163,23 +177,23 @@ def pack(sequences: Sequence[tuple[Tokens, Tokens]]) -> PackedLayout:
     )
 
 
-def _parts(sizes: Tensor) -> list[Tensor]:
-    """Prompt numbers of each part, longest first: a part ends where padding would exceed `PADDING` of it.
+def _alike(sizes: Tensor) -> list[Tensor]:
+    """Numbers of the segments of each block, longest first: a block ends where padding would exceed `PADDING` of it.
 
-    Scores are quadratic in a block's width, so that one long prompt would make those of all others costly;
-    small parts on the other hand cost more calls than they save.
+    Scores are quadratic in a block's width, so that one long segment would make those of all others costly;
+    small blocks on the other hand cost more calls than they save.
     """
-    parts: list[list[int]] = []
+    blocks: list[list[int]] = []
     real = width = 0
     ranked = sorted(enumerate(sizes.tolist()), key=lambda pair: -pair[1])
     for number, size in ranked:
-        padded = 0 if not parts else width * (len(parts[-1]) + 1)
-        if not parts or (real >= PART_TOKENS and padded - real - size > PADDING * padded):
-            parts.append([])
+        padded = 0 if not blocks else width * (len(blocks[-1]) + 1)
+        if not blocks or (real >= BLOCK_TOKENS and padded - real - size > PADDING * padded):
+            blocks.append([])
             real, width = 0, size
-        parts[-1].append(number)
+        blocks[-1].append(number)
         real += size
-    return [torch.tensor(part) for part in parts]
+    return [torch.tensor(block) for block in blocks]
 
 
 def _part(rows: Tensor, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], owner: Tensor) -> Part:
@@ -191,22 +205,21 @@ def _part(rows: Tensor, prompts: tuple[Tensor, Tensor], completions: tuple[Tenso
         completions: starts and sizes (without the last token) of all completions.
         owner: prompt number of each completion.
     """
+    starts, sizes = completions
+    total = int(prompts[1].sum() + sizes.sum())
     place = torch.full_like(prompts[1], -1)
     place[rows] = torch.arange(len(rows))
-    wanted = (place[owner] >= 0) & (completions[1] > 0)
-    parent = place[owner[wanted]]
-    asked = _block(prompts[0][rows], prompts[1][rows])
-    answers = _block(completions[0][wanted], completions[1][wanted])
-    return Part(
-        prompts=asked,
-        completions=answers,
-        parent=parent,
-        prompt_bias=_causal(asked.rows.shape[1]).expand(len(rows), -1, -1),
-        completion_bias=_completion_bias(asked, answers, prompts[1][rows][parent]),
-    )
+    own = ((place[owner] >= 0) & (sizes > 0)).nonzero().squeeze(1)
+    asked = _block(prompts[0][rows], prompts[1][rows], total)
+    answers = []
+    for alike in _alike(sizes[own]):
+        chosen = own[alike]
+        block, parent = _block(starts[chosen], sizes[chosen], total), place[owner[chosen]]
+        answers.append(Answers(block, parent, _answer_bias(asked, block, prompts[1][rows][parent])))
+    return Part(asked, _causal(asked.rows.shape[1]).expand(len(rows), -1, -1), answers)
 
 
-def _completion_bias(prompts: Block, completions: Block, prompt_sizes: Tensor) -> Tensor:
+def _answer_bias(prompts: Block, completions: Block, prompt_sizes: Tensor) -> Tensor:
     """All real prompt keys, then earlier and own completion keys. Padding queries see the same: finite."""
     keys, width = prompts.rows.shape[1], completions.rows.shape[1]
     bias = torch.zeros(len(prompt_sizes), width, keys + width)

@@ -129,7 +129,7 @@ def watch_learner(learner: Any, clocks: Clocks, waste: Waste) -> None:
             return layout
         waste.add("tokens of training", layout.padded_tokens, min(layout.real_tokens, layout.padded_tokens))
         for part in getattr(layout, "parts", ()):
-            for block in (part.prompts, part.completions):
+            for block in (part.prompts, *(answers.block for answers in part.answers)):
                 waste.add("attention rows of training", block.rows.numel(), len(block.real))
         return layout
 

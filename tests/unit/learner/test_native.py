@@ -28,17 +28,17 @@ def parts(request):
     """Attention over all prompts at once, and over as many parts as there are prompt lengths."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "many parts":
-            patch.setattr(packed, "PART_TOKENS", 0)
+            patch.setattr(packed, "BLOCK_TOKENS", 0)
             patch.setattr(packed, "PADDING", 0.0)
         yield request.param
 
 
 def test_parts_hold_every_token_once_and_little_padding(monkeypatch):
-    monkeypatch.setattr(packed, "PART_TOKENS", 30)
+    monkeypatch.setattr(packed, "BLOCK_TOKENS", 30)
     sequences = [([1] * (5 + 3 * n), list(range(1, 2 + n % 3))) for n in range(20)] * 2
     layout = pack(sequences)
     assert len(layout.parts) > 2
-    blocks = [block for part in layout.parts for block in (part.prompts, part.completions)]
+    blocks = [block for part in layout.parts for block in (part.prompts, *(a.block for a in part.answers))]
     assert sorted(torch.cat([block.tokens for block in blocks]).tolist()) == list(range(layout.padded_tokens))
     computed = sum(part.prompts.rows.numel() for part in layout.parts)
     real = sum(len(part.prompts.real) for part in layout.parts)
@@ -68,10 +68,32 @@ def test_states_and_gradients_equal_transformers(parts, count, prompts, longest,
 def test_bf16_products_are_as_near_as_autocast():
     model = make_model(dtype=torch.float32)
     sequences = make_sequences(12)
+    assert len(pack(sequences).input_ids) % native.GRAIN
     exact, rough = both(model, sequences, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         automatic, _ = both(model, sequences, torch.bfloat16)
     assert (rough - exact).abs().mean() < 2 * (automatic - exact).abs().mean()
+
+
+def test_rows_that_fill_up_change_nothing(monkeypatch):
+    model = make_model(dtype=torch.float32)
+    sequences = make_sequences(7)
+    parameters = list(model.base_model.parameters())
+    found = []
+    for grain in (1, 64):
+        monkeypatch.setattr(native, "GRAIN", grain)
+        states = native.decode(model, pack(sequences), torch.bfloat16)
+        found.append((states, *torch.autograd.grad(states.square().sum(), parameters)))
+    for one, two in zip(*found, strict=True):
+        assert (one - two).norm() <= 1e-3 * one.norm()
+
+
+def test_kept_tokens_are_distinct_and_a_multiple():
+    predict = torch.tensor([5, 2, 5, 9])
+    for grain in (1, 4, 5):
+        kept, places = native.kept_tokens(predict, 10, grain)
+        assert kept[places].tolist() == predict.tolist()
+        assert len(kept) % grain == 0 and len(kept.unique()) == len(kept) < 3 + grain
 
 
 def test_shared_prompts_are_computed_once():
