@@ -1,8 +1,10 @@
 """How often the intervals of `onpol compare` contain the truth, and how often its tests err, by simulation.
 
-    python scripts/bench/coverage.py [--repeats 1000] [--out results/bench/coverage.json]
+    python scripts/bench/coverage.py [--repeats 1000] [--out results/bench/coverage.json] [KIND ...]
 
-The cells and the seed are those of `tests/unit/comparison/test_coverage.py` (its large run). Minutes on one core.
+The cells and the seed are those of `tests/unit/comparison/test_coverage.py` (its large run). Minutes a kind on one
+core; `--out` is written after each and keeps kinds of the same repeats that were simulated earlier. Ends with one
+JSON object: mean, lowest and highest share of each kind.
 """
 
 from __future__ import annotations
@@ -32,25 +34,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"default all: {', '.join(KINDS)}")
     options = parser.parse_args()
-    start = time.process_time()
-    kinds: dict[str, Any] = {}
-    for name, kind in KINDS.items():
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"unknown kinds {sorted(unknown)}")
+    kinds: dict[str, Any] = known(options.out, options.repeats)
+    for name in options.kinds or KINDS:
+        start, kind = time.process_time(), KINDS[name]
         cells = [simulate(Setting(n, p, **kind), options.repeats) for n in SIZES for p in RATES]
         kinds[name] = {part: summary([getattr(cell, part) for cell in cells]) for part in PARTS}
-        short = {part: [kinds[name][part][k] for k in ("mean", "min", "max")] for part in PARTS}
-        sys.stdout.write(f"{name}: {json.dumps(short)}\n")
-        sys.stdout.flush()
-    whole = {
-        "repeats": options.repeats,
-        "n": SIZES,
-        "p": RATES,
-        "cpu_s": round(time.process_time() - start),
-        "kinds": kinds,
-    }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        kinds[name]["cpu_s"] = round(time.process_time() - start)
+        sys.stderr.write(f"{name}: {json.dumps(short(kinds[name]))}\n")
+        if options.out is not None:
+            whole = {"repeats": options.repeats, "n": SIZES, "p": RATES, "kinds": kinds}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    brief = {name: short(kind) for name, kind in kinds.items()}
+    sys.stdout.write(json.dumps({"bench": "coverage", "repeats": options.repeats, "mean, min, max": brief}) + "\n")
+
+
+def known(out: Path | None, repeats: int) -> dict[str, Any]:
+    """Kinds that the file holds already, at the same repeats."""
+    if out is None or not out.is_file():
+        return {}
+    before: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    found: dict[str, Any] = before["kinds"] if before["repeats"] == repeats else {}
+    return found
+
+
+def short(kind: dict[str, Any]) -> dict[str, Any]:
+    """Mean, lowest and highest of each part."""
+    return {part: [kind[part][key] for key in ("mean", "min", "max")] for part in PARTS}
 
 
 PARTS = ("score", "difference", "false_positives")

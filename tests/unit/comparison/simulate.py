@@ -29,7 +29,9 @@ class Setting:
 
     Attributes:
         n: problems; `p` the true pass rate, `samples` the answers a problem, `seeds` the training seeds.
-        spread: standard deviation of a training seed's true score.
+        spread: standard deviation of a training seed's true score, cut to two thirds of the room that a rate leaves
+            (2/3 p (1 - p)): more of it would be seeds that are either of two things, for which see `two_outcomes`.
+        two_outcomes: a seed's score is the highest or the lowest that there is room for, instead of normal.
         ratio: the metric is an average over passing answers (skewed, mean 0.1) instead of Pass@1.
     """
 
@@ -39,6 +41,7 @@ class Setting:
     seeds: int = 1
     spread: float = 0.0
     ratio: bool = False
+    two_outcomes: bool = False
 
     @property
     def truth(self) -> float:
@@ -99,7 +102,9 @@ def _pair(s: Setting, rng: np.random.Generator) -> tuple[Array, Array]:
     """num and den of two equally good models: [2 seeds, n]."""
     rates = rng.beta(2 * s.p, 2 * (1 - s.p), s.n)
     # A seed's score moves by r(1-r)k, which keeps rates in [0, 1] for |k| <= 1; E r(1-r) = p(1-p) 2/3.
-    k = np.clip(rng.normal(0, s.spread, (2 * s.seeds, 1)) / (s.p * (1 - s.p) * 2 / 3), -1, 1)
+    room = s.p * (1 - s.p) * 2 / 3
+    k = np.clip(rng.normal(0, min(s.spread, room * 2 / 3), (2 * s.seeds, 1)) / room, -1, 1)
+    k = np.where(k > 0, 1.0, -1.0) if s.two_outcomes else k
     passed = rng.binomial(s.samples, np.clip(rates + k * rates * (1 - rates), 0, 1)).astype(float)
     if s.ratio:
         # The sum of m answers of Gamma(0.5) excess is Gamma(0.5 m).
