@@ -125,11 +125,11 @@ def check_losses(peer: dict[str, float], ours: dict[str, float]) -> dict[str, fl
 class Sides:
     """Starts one process for each job and reads its JSON line."""
 
-    def __init__(self, trl_python: Path, work: Path, threads: int) -> None:
+    def __init__(self, trl_python: Path, work: Path, threads: int, busy: bool) -> None:
         self.trl_python, self.common = trl_python, {"work": str(work), "threads": threads, "lr": 1e-4}
-        # Passive waiting: a spinning second thread would count as CPU time and disturb on shared machines.
-        count = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        self.environment = os.environ | count | {"PYTHONPATH": str(ROOT)}
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        if busy:  # a spinning second thread would count as CPU time; waking a sleeping one costs both sides wall time
+            self.environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
     def run(self, side: str, job: Job) -> Job:
         """`peer`, `ours` or `prepare` on one job."""
@@ -243,7 +243,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side; 0 only tries TRL's variants")
     parser.add_argument(
         "--busy", action="store_true",
-        help="other work runs here: choose TRL's variant by CPU seconds, do not try those that compile",
+        help="other work runs here: choose TRL's variant by CPU seconds, do not try those that compile, threads "
+        "that wait sleep",
     )
     parser.add_argument("--work", type=Path, help="folder for models and data, reused if filled; default a new one")
     parser.add_argument("--out", type=Path, help="JSON file with everything; sections not measured now are kept")
@@ -257,7 +258,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, work: Path) -> None:
     """Everything, written after each section."""
-    sides = Sides(options.trl_python, work, options.threads)
+    sides = Sides(options.trl_python, work, options.threads, options.busy)
     if not (work / "work.json").is_file():
         sides.run("prepare", {"problems": PROBLEMS, "work": str(work)})
     result: dict[str, Any] = {"sections": {}}
