@@ -99,7 +99,7 @@ class Comparison:
 
         shown = [frame for frame in self.sections["Scores"] if frame.brief]
         if "differences" in self.rows:
-            shown.append(frames.difference_frame(self.scores, self.rows["differences"], brief=True))
+            shown.append(frames.difference_frame(self.scores, *frames.headline(self.rows["differences"])))
         if "claims" in self.rows:
             shown.append(frames.claim_frame(self.rows["claims"], self.roles))
         shown += [frame for frame in self.sections["Costs"] if frame.brief]
@@ -135,12 +135,12 @@ class Comparison:
         return build(Page(title, self.scores, self.sections, claims, plots, self.warnings, self.provenance, self.roles))
 
     def _printed(self) -> list[Frame]:
-        """Tables of the Markdown and LaTeX files: all, but of the differences those that the terminal shows."""
+        """Tables of the Markdown and LaTeX files; of the differences those with the base and of students and tutors."""
         whole = [frame for title, group in self.sections.items() if title != "Differences" for frame in group]
         at = len(self.sections["Scores"])
         if "differences" in self.rows:
             note = "All other pairs: differences.csv and the report."
-            whole.insert(at, frames.difference_frame(self.scores, self.rows["differences"], brief=True, note=note))
+            whole.insert(at, frames.difference_frame(self.scores, self.rows["differences"], note))
         if "claims" in self.rows:
             whole.insert(0, frames.claim_frame(self.rows["claims"], self.roles))
         return whole
@@ -249,7 +249,7 @@ def _lost_and_won(item: Forgetting) -> dict[str, Any]:
 
 
 def _differences(scores: Scores, rows: Rows) -> Frame:
-    return frames.difference_frame(scores, rows, brief=False)
+    return frames.difference_frame(scores, rows)
 
 
 def _one(rows: dict[str, Rows], name: str, make: Any) -> list[Frame]:

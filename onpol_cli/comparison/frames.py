@@ -130,8 +130,21 @@ def usable_frames(rows: Rows) -> list[Frame]:
     return found
 
 
-def difference_frame(scores: Scores, rows: Rows, *, brief: bool, note: str = "") -> Frame:
-    """Paired differences; `brief` keeps those against the base and between a student and its tutor, and adds `note`."""
+HEADLINE = ("pass@1", "excess_levenshtein")
+"""Metrics of the differences that the terminal shows, where all would be more than `SCREEN` rows."""
+SCREEN = 40
+
+
+def headline(rows: Rows) -> tuple[Rows, str]:
+    """Difference rows for a terminal, and the note that says what was left out."""
+    if len(rows) <= SCREEN:
+        return rows, ""
+    return [r for r in rows if r["metric"] in HEADLINE], "Other metrics and pairs: --out FOLDER, --html FILE, --json."
+
+
+def difference_frame(scores: Scores, rows: Rows, note: str | None = None) -> Frame:
+    """Paired differences; with a `note`, which is added, those against the base and of students and their tutors."""
+    brief = note is not None
     tutors = {(run.label, run.tutor_label) for run in scores.runs if run.tutor_label}
     wanted = [r for r in rows if not brief or r["right"] == scores.base or _related(r, tutors)]
     several = any(len(r["seeds"]) > 1 for r in wanted)
