@@ -76,7 +76,7 @@ class Comparison:
             "Scores": lambda: [
                 *frames.paper_frames(self.scores, rows["scores"]), *frames.usable_frames(rows.get("usable", [])),
             ],
-            "Differences": lambda: _one(rows, "differences", lambda r: _differences(self.scores, r)),
+            "Differences": lambda: _one(rows, "differences", lambda r: frames.difference_frame(r, brief=False)),
             "Training": lambda: _one(rows, "curves", frames.curve_frame),
             "Forgetting": lambda: [
                 *([frames.forgetting_frame(self.forgotten)] if self.forgotten else []),
@@ -99,7 +99,8 @@ class Comparison:
 
         shown = [frame for frame in self.sections["Scores"] if frame.brief]
         if "differences" in self.rows:
-            shown.append(frames.difference_frame(self.scores, *frames.headline(self.rows["differences"])))
+            rows, note = frames.headline_rows(frames.brief_rows(self.scores, self.rows["differences"]))
+            shown.append(frames.difference_frame(rows, brief=True, note=note))
         if "claims" in self.rows:
             shown.append(frames.claim_frame(self.rows["claims"], self.roles))
         shown += [frame for frame in self.sections["Costs"] if frame.brief]
@@ -140,7 +141,8 @@ class Comparison:
         at = len(self.sections["Scores"])
         if "differences" in self.rows:
             note = "All other pairs: differences.csv and the report."
-            whole.insert(at, frames.difference_frame(self.scores, self.rows["differences"], note))
+            rows = frames.brief_rows(self.scores, self.rows["differences"])
+            whole.insert(at, frames.difference_frame(rows, brief=True, note=note))
         if "claims" in self.rows:
             whole.insert(0, frames.claim_frame(self.rows["claims"], self.roles))
         return whole
@@ -246,10 +248,6 @@ def _lost_and_won(item: Forgetting) -> dict[str, Any]:
         "model": item.label, "bench": item.bench, "value": e.value, "low": e.low, "high": e.high, "n": e.n,
         "p": item.change.p, "lost": " ".join(item.lost), "won": " ".join(item.won),
     }  # fmt: skip
-
-
-def _differences(scores: Scores, rows: Rows) -> Frame:
-    return frames.difference_frame(scores, rows)
 
 
 def _one(rows: dict[str, Rows], name: str, make: Any) -> list[Frame]:

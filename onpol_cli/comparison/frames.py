@@ -131,28 +131,31 @@ def usable_frames(rows: Rows) -> list[Frame]:
 
 
 HEADLINE = ("pass@1", "excess_levenshtein")
-"""Metrics of the differences that the terminal shows, where all would be more than `SCREEN` rows."""
 SCREEN = 40
+"""Rows of differences above which a terminal shows those of the `HEADLINE` metrics only."""
 
 
-def headline(rows: Rows) -> tuple[Rows, str]:
-    """Difference rows for a terminal, and the note that says what was left out."""
+def brief_rows(scores: Scores, rows: Rows) -> Rows:
+    """Differences against the base and between a student and its tutor."""
+    tutors = {(run.label, run.tutor_label) for run in scores.runs if run.tutor_label}
+    return [r for r in rows if r["right"] == scores.base or _related(r, tutors)]
+
+
+def headline_rows(rows: Rows) -> tuple[Rows, str]:
+    """Those of `rows` that a terminal has room for, and the note that says what was left out."""
     if len(rows) <= SCREEN:
         return rows, ""
     return [r for r in rows if r["metric"] in HEADLINE], "Other metrics and pairs: --out FOLDER, --html FILE, --json."
 
 
-def difference_frame(scores: Scores, rows: Rows, note: str | None = None) -> Frame:
-    """Paired differences; with a `note`, which is added, those against the base and of students and their tutors."""
-    brief = note is not None
-    tutors = {(run.label, run.tutor_label) for run in scores.runs if run.tutor_label}
-    wanted = [r for r in rows if not brief or r["right"] == scores.base or _related(r, tutors)]
-    several = any(len(r["seeds"]) > 1 for r in wanted)
+def difference_frame(rows: Rows, *, brief: bool, note: str = "") -> Frame:
+    """Paired differences: all, or (`brief`) those of `brief_rows`, with a `note`."""
+    several = any(len(r["seeds"]) > 1 for r in rows)
     columns = ["bench", "metric", "left − right", "difference", "p", "p (Holm)", "won/lost", "n", "more data"]
     if several:
         columns.insert(6, "paired t over seeds")
     body = []
-    for r in wanted:
+    for r in rows:
         line = [
             r["bench"], r["title"], f"{r['left']} − {r['right']}", ranged(r, sign=True), p_value(r["p"]),
             p_value(r["p_holm"]) + ("*" if r["resolved"] else ""), f"{r['won']}/{r['lost']}", str(r["n"]),
@@ -161,7 +164,7 @@ def difference_frame(scores: Scores, rows: Rows, note: str | None = None) -> Fra
         if several:
             line.insert(6, _seeds_cell(r))
         body.append(line)
-    tests = sorted({r["test"] for r in wanted})
+    tests = sorted({r["test"] for r in rows})
     notes = (
         f"Paired per problem; 95% intervals; tests: {', '.join(tests)}. Holm per bench over all pairs and metrics; "
         "* resolved at 5% after it. More data: problems (or seeds) for 80% power at this gap, before Holm.",

@@ -239,8 +239,11 @@ def kept_tokens(predict: Tensor, total: int, grain: int) -> tuple[Tensor, Tensor
     K is rounded up to a multiple of `grain` with other tokens of the `total`, whose states nobody reads.
     """
     kept, places = predict.unique(return_inverse=True)
+    missing = -len(kept) % grain
+    if not missing:
+        return kept, places
     unread = torch.ones(total, dtype=torch.bool).index_fill_(0, kept, False).nonzero().squeeze(1)
-    return torch.cat([kept, unread[: -len(kept) % grain]]), places
+    return torch.cat([kept, unread[:missing]]), places
 
 
 def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> Tensor:
@@ -254,7 +257,8 @@ def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> 
     base: Any = model.base_model
     config = model.config
     shape = Shape(config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps)
-    filling = -len(layout.input_ids) % GRAIN if dtype == torch.bfloat16 else 0
+    grain = GRAIN if dtype == torch.bfloat16 else 1
+    filling = -len(layout.input_ids) % grain
     x = F.embedding(F.pad(layout.input_ids, (0, filling)), base.embed_tokens.weight)
     context = Context(
         shape,
@@ -263,7 +267,7 @@ def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> 
         interleave(shape.head_dim),
         dtype,
     )
-    kept, places = kept_tokens(layout.predict, len(x), GRAIN if dtype == torch.bfloat16 else 1)
+    kept, places = kept_tokens(layout.predict, len(x), grain)
     for layer in base.layers:
         attention, mlp = layer.self_attn, layer.mlp
         x = _Layer.apply(

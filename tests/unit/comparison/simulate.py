@@ -31,8 +31,8 @@ class Setting:
         n: problems; `p` the true pass rate, `samples` the answers a problem, `seeds` the training seeds.
         spread: standard deviation of a training seed's true score, cut to two thirds of the room that a rate leaves
             (2/3 p (1 - p)): more of it would be seeds that are either of two things, for which see `two_outcomes`.
-        two_outcomes: a seed's score is the highest or the lowest that there is room for, instead of normal.
         ratio: the metric is an average over passing answers (skewed, mean 0.1) instead of Pass@1.
+        two_outcomes: a seed's score is the highest or the lowest that there is room for; `spread` plays no part.
     """
 
     n: int
@@ -103,8 +103,8 @@ def _pair(s: Setting, rng: np.random.Generator) -> tuple[Array, Array]:
     rates = rng.beta(2 * s.p, 2 * (1 - s.p), s.n)
     # A seed's score moves by r(1-r)k, which keeps rates in [0, 1] for |k| <= 1; E r(1-r) = p(1-p) 2/3.
     room = s.p * (1 - s.p) * 2 / 3
-    k = np.clip(rng.normal(0, min(s.spread, room * 2 / 3), (2 * s.seeds, 1)) / room, -1, 1)
-    k = np.where(k > 0, 1.0, -1.0) if s.two_outcomes else k
+    normal = rng.normal(0, min(s.spread, room * 2 / 3), (2 * s.seeds, 1)) / room
+    k = rng.choice((-1.0, 1.0), normal.shape) if s.two_outcomes else np.clip(normal, -1, 1)
     passed = rng.binomial(s.samples, np.clip(rates + k * rates * (1 - rates), 0, 1)).astype(float)
     if s.ratio:
         # The sum of m answers of Gamma(0.5) excess is Gamma(0.5 m).

@@ -48,7 +48,7 @@ def test_small_simulation(setting: Setting) -> None:
 
 def test_seeds_of_two_outcomes_are_the_limit_of_three_seeds() -> None:
     # In one of four cases all three seeds come out alike and hide the spread: no interval from them can know of it.
-    found = simulate(Setting(400, 0.5, seeds=3, spread=0.06, two_outcomes=True), 200)
+    found = simulate(Setting(400, 0.5, seeds=3, two_outcomes=True), 200)
     assert 0.65 <= found.score <= 0.85
 
 

@@ -13,7 +13,7 @@ from comparison_runs import write_all
 from rich.console import Console
 
 from onpol_cli.comparison.compare import Comparison, compare
-from onpol_cli.comparison.frames import Frame, amount, number, p_value
+from onpol_cli.comparison.frames import HEADLINE, SCREEN, Frame, amount, headline_rows, number, p_value
 from onpol_cli.comparison.paper import paper_counts, write_paper
 from onpol_cli.comparison.render import plain, tex_escape, to_latex, to_markdown, to_rich
 from onpol_cli.comparison.report.build import browser_data, pack
@@ -224,3 +224,13 @@ def test_committed_paper_tables_are_current(tmp_path: Path) -> None:
     assert verdicts["LiveCodeBench v6", "SFT tutor", "RL tutor"] == "depends on the overlap"
     assert verdicts["Norm. Lev.", "SFT tutor", "OPD from SFT tutor"] == "resolved"
     assert verdicts["LiveCodeBench v6", "base 0-shot", "SFT"] == "resolved"
+
+
+def test_a_long_table_of_differences_keeps_its_headline_in_the_terminal():
+    rows = [{"metric": metric} for metric in ("pass@1", "excess_levenshtein", "added_cc") for _ in range(SCREEN // 3)]
+    assert len(rows) <= SCREEN
+    assert headline_rows(rows) == (rows, "")
+    rows *= 2
+    kept, note = headline_rows(rows)
+    assert len(kept) == 2 * len(rows) // 3 and {row["metric"] for row in kept} == set(HEADLINE)
+    assert "--out" in note
