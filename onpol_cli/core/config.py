@@ -330,6 +330,8 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of each transformers layer, which then runs instead of the native decoder."""
+    liger: bool = False
+    """Liger's Triton kernels for norms, SwiGLU and rotary embedding (GPU; extra `liger`). The losses stay onpol's."""
     threads: int = 0
     """Torch threads on the CPU; 0 leaves torch's default."""
 

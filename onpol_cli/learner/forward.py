@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from onpol_cli.core.config import Dtype, LearnerConfig
-from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import native
 from onpol_cli.learner.batch import Layout, Tokens, lay_out, plan
 from onpol_cli.learner.head import HeadOptions
+from onpol_cli.learner.kernels import compile_layers, use_liger
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
 from onpol_cli.learner.packed import PackedLayout, pack, plan_packed
 from onpol_cli.learner.parallel import World, shard
@@ -32,18 +32,6 @@ IDLE: Pair = ([0], [0])
 AnyLayout = Layout | PackedLayout
 NATIVE_LIMIT = 1024
 """Longest sequence whose attention scores the native decoder holds as a whole."""
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """torch.compile of every decoder layer in place; names of modules and weights stay.
-
-    Layers are equal, so one graph serves all of them; lengths change from batch to batch and are symbols in it.
-    """
-    layers = getattr(model.base_model, "layers", None)
-    if layers is None:
-        raise OnpolError(f"{type(model).__name__} has no list of layers to compile; leave learner.compile at false.")
-    for layer in layers:
-        layer.compile(dynamic=True)
 
 
 @dataclass(frozen=True)
@@ -81,13 +69,15 @@ class TokenModel:
         self.device = device
         self.temperature = temperature
         self.world = world or World()
+        if config.liger:
+            use_liger(self.model, device)
         if config.compile:
             compile_layers(self.model)
         self.run: Callable[[Callable[[], Tensor]], Tensor] = lambda closure: closure()
         if self.world.size > 1:
             self.run = shard(self.model, config, device)
         alone = self.world.size == 1
-        wanted = config.native and not config.compile
+        wanted = config.native and not (config.compile or config.liger)
         self.native = wanted and alone and device.type == "cpu" and native.supports(model)
 
     def at(self, temperature: float) -> TokenModel:

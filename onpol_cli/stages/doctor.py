@@ -81,6 +81,7 @@ def examine(config: Config, overrides: Sequence[str] = ()) -> list[Finding]:
     parts = (
         checks.check_device,
         checks.check_compile,
+        checks.check_liger,
         checks.check_engines,
         checks.check_sync,
         checks.check_isolation,
@@ -111,8 +112,8 @@ def preflight(config: Config, role: str) -> list[Finding]:
     Args:
         role: `tutor` or `student`; only a student needs a tutor.
     """
-    parts = [checks.check_disk, checks.check_model, checks.check_sampling, checks.check_sync, checks.check_compile]
-    parts += [checks.check_tutors] if role == "student" else []
+    parts = [checks.check_disk, checks.check_model, checks.check_sampling, checks.check_sync]
+    parts += [checks.check_compile, checks.check_liger, *([checks.check_tutors] if role == "student" else [])]
     engines = [f for f in checks.check_engines(config) if f.check == f"engine {config.rollout.engine.value}"]
     task = [f for f in checks.check_benches(config) if f.check == f"data of {config.task.name}"]
     return [*(finding for part in parts for finding in part(config)), *engines, *task]

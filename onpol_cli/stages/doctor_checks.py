@@ -119,6 +119,18 @@ def check_compile(config: Config) -> list[Finding]:
     return [failure("compile", f"learner.compile=true needs {what}", "Install it, or leave learner.compile at false.")]
 
 
+def check_liger(config: Config) -> list[Finding]:
+    """Whether `learner.liger` can run here."""
+    if not config.learner.liger:
+        return []
+    from onpol_cli.learner.kernels import liger_obstacle
+    from onpol_cli.learner.model import pick_device
+
+    if obstacle := liger_obstacle(pick_device(config.model)):
+        return [failure("liger", f"learner.liger=true: {obstacle}", "Install it on a machine with a GPU, or drop it.")]
+    return [ok("liger", f"Liger {version_of('liger-kernel')}")]
+
+
 def engine_state(engine: Engine) -> tuple[bool, str]:
     """Whether an engine can run here, and its version or why not."""
     if engine is Engine.hf:

@@ -112,6 +112,12 @@ def test_compiling_without_a_compiler_is_an_error(
     assert found.level is Level.error and "learner.compile" in found.remedy
 
 
+def test_liger_on_a_cpu_is_an_error(config: Callable[..., Config]) -> None:
+    assert checks.check_liger(config()) == []
+    (found,) = checks.check_liger(config("learner.liger=true", "model.device=cpu"))
+    assert found.level is Level.error and "learner.liger=true" in found.message
+
+
 def test_benches_say_where_their_data_are(config: Callable[..., Config], tmp_path: Path) -> None:
     file = tmp_path / "h.jsonl"
     file.write_text("{}")

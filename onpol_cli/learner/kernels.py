@@ -1,0 +1,54 @@
+"""Other people's kernels for transformers' decoder layers: torch.compile and Liger. In place; names stay."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import PreTrainedModel
+
+from onpol_cli.core.errors import OnpolError
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """torch.compile of every decoder layer in place; names of modules and weights stay.
+
+    Layers are equal, so one graph serves all of them; lengths change from batch to batch and are symbols in it.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise OnpolError(f"{type(model).__name__} has no list of layers to compile; leave learner.compile at false.")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def liger_obstacle(device: torch.device) -> str:
+    """Why Liger's kernels cannot run on `device`; empty if they can (on a CPU: in Triton's slow interpreter only)."""
+    try:
+        import liger_kernel  # noqa: F401
+    except ImportError:
+        return "Liger is not installed: pip install 'onpol[liger]'"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Liger's kernels need a GPU, and this is a CPU"
+    return ""
+
+
+def use_liger(model: PreTrainedModel, device: torch.device) -> None:
+    """Liger's RMSNorm, SwiGLU and rotary kernels in place of transformers' own; losses stay ours.
+
+    Liger also replaces classes and a function of transformers' module: models of this architecture that the process
+    builds later have its kernels too, whatever their settings.
+
+    Raises:
+        OnpolError: Liger is missing, `device` cannot run it, or it does not know the architecture.
+    """
+    if obstacle := liger_obstacle(device):
+        raise OnpolError(f"learner.liger=true: {obstacle}. Leave learner.liger at false to do without.")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from transformers.integrations.liger import apply_liger_kernel
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise OnpolError(f"Liger has no kernels for models of type {kind}; leave learner.liger at false.")
+    wanted = {"rope": True, "rms_norm": True, "swiglu": True}
+    apply_liger_kernel(model, wanted | {"cross_entropy": False, "fused_linear_cross_entropy": False})
