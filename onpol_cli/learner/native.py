@@ -5,8 +5,8 @@ This decoder computes the same function on the same parameters over packed token
 autograd node a layer: products in `dtype` (bf16 uses AMX where there is), residual stream, norms and
 softmax in float32, few passes, shared prompts computed once. Measured figures: docs of `learner.native`.
 
-Owns nothing but speed: where `supports` says no (other architectures, adapters, shards, GPU, long
-sequences), `forward` runs the transformers modules, and tests hold both to the same values and gradients.
+Owns nothing but speed: where `supports` says no (other architectures, LoRA with dropout, shards, GPU,
+long sequences), `forward` runs the transformers modules, and tests hold both to the same values and gradients.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from onpol_cli.learner.packed import PackedLayout
 
 GRAIN = 64
 """bf16 products: rows are filled up to a multiple. oneDNN compiles a kernel for each new shape, 1 to 3 ms a time."""
+ADAPTER = "default"
+"""peft's name of the adapter that `model.add_adapters` injects."""
 
 
 def supports(model: PreTrainedModel) -> bool:
@@ -40,10 +42,40 @@ def supports(model: PreTrainedModel) -> bool:
     )
     if model.dtype not in (torch.float32, torch.float64):  # complex rotations exist in these formats only
         return False
-    # Adapters and shards replace layers or parameters; both must go through their own modules.
-    return plain and all(
-        type(module) is nn.Linear for name, module in model.named_modules() if name.endswith("_proj")
+    # Shards replace parameters, other adapters than plain LoRA the arithmetic: both go through their own modules.
+    layers = [module for name, module in model.named_modules() if name.endswith("_proj")]
+    return plain and all(type(layer) is nn.Linear or is_plain_lora(layer) for layer in layers)
+
+
+def is_plain_lora(layer: nn.Module) -> bool:
+    """Whether a projection is `W + scaling * B A` and nothing else: one adapter, no dropout, no variant of LoRA."""
+    adapters: Any = getattr(layer, "lora_A", None)
+    if adapters is None or list(adapters) != [ADAPTER]:
+        return False
+    lora: Any = layer
+    return (
+        type(lora.base_layer) is nn.Linear
+        and isinstance(lora.lora_dropout[ADAPTER], nn.Identity)
+        and lora.active_adapters == [ADAPTER]
+        and not lora.merged
+        and not lora.lora_variant
+        and not lora.lora_bias[ADAPTER]
     )
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """`[out, in]` weight of a projection; with LoRA the sum, through which gradients reach A and B.
+
+    The sum costs (in x out x rank) once where peft's two thin products cost that of every token.
+    """
+    if type(layer) is nn.Linear:
+        return layer.weight
+    lora: Any = layer
+    base: Tensor = lora.base_layer.weight
+    if lora.disable_adapters:
+        return base
+    up, down = lora.lora_B[ADAPTER].weight, lora.lora_A[ADAPTER].weight
+    return torch.addmm(base, up.to(base.dtype), down.to(base.dtype), alpha=float(lora.scaling[ADAPTER]))
 
 
 class NormState:
@@ -273,8 +305,8 @@ def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> 
         x = _Layer.apply(
             context, kept if layer is base.layers[-1] else None, x,
             layer.input_layernorm.weight, layer.post_attention_layernorm.weight,
-            attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, attention.o_proj.weight,
-            mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
+            *map(matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)),
+            *map(matrix, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
             attention.q_norm.weight, attention.k_norm.weight,
         )  # fmt: skip
     states = F.rms_norm(x.index_select(0, places), (config.hidden_size,), base.norm.weight, config.rms_norm_eps)

@@ -7,12 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from learner_cases import CPU, make_examples, make_learner, make_model, make_sequences
+from peft import LoraConfig as PeftConfig
+from peft.tuners.lora import LoraLayer
 
 from onpol_cli.core.config import LoraConfig
 from onpol_cli.learner import native, packed
 from onpol_cli.learner.batch import lay_out
 from onpol_cli.learner.model import add_adapters
 from onpol_cli.learner.packed import pack, plan_packed
+from onpol_cli.learner.weights import adapters_off
 
 
 def both(model, sequences, dtype):
@@ -113,12 +116,47 @@ def test_plan_keeps_every_unit_once_within_budget():
             assert len(batch) == 1 or pack([units[n][0] for n in batch]).padded_tokens <= budget
 
 
-@pytest.mark.parametrize("change", ["lora", "bias", "type", "rope"])
-def test_other_architectures_are_left_to_transformers(change):
+def make_adapted(rank=2, dropout=0.0, targets=("q_proj", "v_proj", "down_proj")):
+    """A model whose adapters already change it."""
     model = make_model()
+    add_adapters(model, LoraConfig(rank=rank, dropout=dropout, targets=list(targets)), 0)
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=draw, dtype=weight.dtype))
+    return model
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj", "down_proj"), LoraConfig().targets], ids=len)
+def test_adapters_have_the_states_and_gradients_of_pefts_own_layers(targets):
+    model = make_adapted(targets=targets)
     assert native.supports(model)
-    if change == "lora":
-        add_adapters(model, LoraConfig(rank=2), 0)
+    wanted, got = both(model, make_sequences(9), torch.float64)
+    assert torch.allclose(wanted, got, atol=1e-5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 2 * len(targets)
+    expected, actual = (torch.autograd.grad(states.square().sum(), trained) for states in (wanted, got))
+    for one, two in zip(expected, actual, strict=True):
+        assert one.abs().max() > 1e-3
+        assert (one - two).abs().max() <= 1e-4 * one.abs().max()
+    with adapters_off(model):
+        wanted, off = both(model, make_sequences(9), torch.float64)
+    assert torch.allclose(wanted, off, atol=1e-5)
+    assert (off - got).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("change", ["dropout", "second adapter", "merged", "bias", "type", "rope"])
+def test_other_architectures_are_left_to_transformers(change):
+    model = make_adapted() if change in ("second adapter", "merged") else make_model()
+    assert native.supports(model)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if change == "dropout":
+        model = make_adapted(dropout=0.1)
+    elif change == "second adapter":
+        layers[-1].update_layer("other", r=2, lora_alpha=1, config=PeftConfig())
+    elif change == "merged":
+        layers[-1].merge()
     elif change == "bias":
         model.config.attention_bias = True
     elif change == "rope":
