@@ -30,7 +30,7 @@ def call(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """`recorded(case)`: folder with the examples of `STEPS` steps of the method itself, rollouts and grades included."""
+    """`recorded(case)`: folder with the examples of `STEPS` steps of the method itself, real rollouts and grades."""
     folder = tmp_path_factory.mktemp("recorded")
 
     def record(case: str) -> Path:
