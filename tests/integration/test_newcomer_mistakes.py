@@ -103,7 +103,7 @@ MISTAKES = [
     ),
     (
         "compare --claims papr --runs {runs} train-sft-s0",
-        "No claims named 'papr': neither a file nor one of paper, tiny, none.",
+        "No claims named 'papr': neither a file nor one of lora, paper, tiny, none.",
     ),
     # evaluation and data
     (
