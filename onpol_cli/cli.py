@@ -184,7 +184,7 @@ def compare(
         str, typer.Option("--format", metavar="LIST", help="For --out: of csv,md,tex,json,png,svg.")
     ] = "csv,md,json",
     claims: Annotated[
-        str, typer.Option("--claims", metavar="NAME|FILE", help="Claims to judge: paper, tiny, lora, none, or a YAML file.")
+        str, typer.Option("--claims", metavar="NAME|FILE", help="Claims to judge: paper, tiny, lora, none, or a file.")
     ] = "paper",
     runs_dir: RunsDir = None,
     as_json: Json = False,
