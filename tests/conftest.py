@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from needed import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -13,10 +14,7 @@ def data_dir() -> Path:
     """Folder of real data; missing data fails in CI and skips elsewhere."""
     folder = Path(os.environ.get("ONPOL_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        reason = f"real data not found at {folder} (set ONPOL_DATA)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"real data not found at {folder} (set ONPOL_DATA)")
     return folder
 
 

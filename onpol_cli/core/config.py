@@ -326,7 +326,7 @@ class LearnerConfig:
     autocast: Dtype = Dtype.float32
     """bfloat16 runs the layers in bf16; losses are always float32."""
     native: bool = True
-    """On the CPU, run plain Qwen3 models through the hand-written decoder (same numbers, faster; docs/speed.md)."""
+    """On the CPU, run plain Qwen3 models, LoRA too, through the hand-written decoder (same numbers; docs/speed.md)."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of each transformers layer, which then runs instead of the native decoder."""

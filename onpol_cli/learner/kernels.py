@@ -22,13 +22,13 @@ def compile_layers(model: PreTrainedModel) -> None:
         layer.compile(dynamic=True)
 
 
-def liger_obstacle(device: torch.device) -> str:
-    """Why Liger's kernels cannot run on `device`; empty if they can (on a CPU: in Triton's slow interpreter only)."""
+def liger_obstacle(device_type: str) -> str:
+    """Why Liger's kernels cannot run on such a device; empty if they can (a CPU can in Triton's interpreter only)."""
     try:
         import liger_kernel  # noqa: F401
     except ImportError:
         return "Liger is not installed: pip install 'onpol[liger]'"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Liger's kernels need a GPU, and this is a CPU"
     return ""
 
@@ -42,7 +42,7 @@ def use_liger(model: PreTrainedModel, device: torch.device) -> None:
     Raises:
         OnpolError: Liger is missing, `device` cannot run it, or it does not know the architecture.
     """
-    if obstacle := liger_obstacle(device):
+    if obstacle := liger_obstacle(device.type):
         raise OnpolError(f"learner.liger=true: {obstacle}. Leave learner.liger at false to do without.")
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     from transformers.integrations.liger import apply_liger_kernel

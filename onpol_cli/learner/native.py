@@ -21,11 +21,10 @@ from transformers import PreTrainedModel
 
 from onpol_cli.learner.attention import Attention, Shape
 from onpol_cli.learner.packed import PackedLayout
+from onpol_cli.learner.weights import ADAPTER
 
 GRAIN = 64
 """bf16 products: rows are filled up to a multiple. oneDNN compiles a kernel for each new shape, 1 to 3 ms a time."""
-ADAPTER = "default"
-"""peft's name of the adapter that `model.add_adapters` injects."""
 
 
 def supports(model: PreTrainedModel) -> bool:

@@ -19,6 +19,8 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.parallel import whole
 
 HEAD = "lm_head.weight"
+ADAPTER = "default"
+"""peft's name of the adapter that `model.add_adapters` injects."""
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
@@ -98,8 +100,8 @@ def _persistent_buffers(model: PreTrainedModel) -> set[str]:
 
 def _delta(layer: Any) -> Tensor:
     """`scaling * B A` of a linear LoRA layer, in float32."""
-    up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
-    return whole(up).float() @ whole(down).float() * float(layer.scaling["default"])
+    up, down = layer.lora_B[ADAPTER].weight, layer.lora_A[ADAPTER].weight
+    return whole(up).float() @ whole(down).float() * float(layer.scaling[ADAPTER])
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,13 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
     if not layers:
         raise OnpolError("There is no LoRA adapter to send: set model.lora.rank, or rollout.lora_sync=merged.")
     weights = {
-        f"base_model.model.{name}.{side}.weight": whole(getattr(layer, side)["default"].weight).detach()
+        f"base_model.model.{name}.{side}.weight": whole(getattr(layer, side)[ADAPTER].weight).detach()
         for name, layer in layers.items()
         for side in ("lora_A", "lora_B")
     }
     one = next(iter(layers.values()))
     targets = tuple(sorted({name.rpartition(".")[2] for name in layers}))
-    return Adapter(one.r["default"], float(one.lora_alpha["default"]), targets, weights)
+    return Adapter(one.r[ADAPTER], float(one.lora_alpha[ADAPTER]), targets, weights)
 
 
 def to_saved(

@@ -104,13 +104,17 @@ def check_device(config: Config) -> list[Finding]:
     return found
 
 
-def check_compile(config: Config) -> list[Finding]:
-    """Whether `learner.compile` finds what it needs: a C++ compiler on the CPU, Triton on a GPU."""
+def _on_gpu(config: Config) -> bool:
     import torch
 
+    return config.model.device is not Device.cpu and torch.cuda.is_available()
+
+
+def check_compile(config: Config) -> list[Finding]:
+    """Whether `learner.compile` finds what it needs: a C++ compiler on the CPU, Triton on a GPU."""
     if not config.learner.compile:
         return []
-    if config.model.device is not Device.cpu and torch.cuda.is_available():
+    if _on_gpu(config):
         there, what = importlib.util.find_spec("triton") is not None, "Triton"
     else:
         there, what = shutil.which(os.environ.get("CXX", "g++")) is not None, "a C++ compiler (g++, or CXX)"
@@ -124,9 +128,8 @@ def check_liger(config: Config) -> list[Finding]:
     if not config.learner.liger:
         return []
     from onpol_cli.learner.kernels import liger_obstacle
-    from onpol_cli.learner.model import pick_device
 
-    if obstacle := liger_obstacle(pick_device(config.model)):
+    if obstacle := liger_obstacle("cuda" if _on_gpu(config) else "cpu"):
         return [failure("liger", f"learner.liger=true: {obstacle}", "Install it on a machine with a GPU, or drop it.")]
     return [ok("liger", f"Liger {version_of('liger-kernel')}")]
 

@@ -18,7 +18,6 @@ from onpol_cli.learner.model import load_model, load_tokenizer
 from onpol_cli.learner.parallel import whole
 from onpol_cli.stages.train import train_model
 
-RATES = {"sft": 2e-4, "rl": 1e-4, "opd": 1e-4}
 LORA_RATE = 1e-3
 SMALL = (
     *("method.epochs=0", "method.batch=12", "method.prompts=4", "method.group=4", "rollout.sampling.max_new_tokens=64"),
@@ -29,8 +28,7 @@ SMALL = (
 def words_of(case: str) -> list[str]:
     """Overrides that recording and replay share."""
     method, _, lora = case.partition("-")
-    words = [f"method={method}", f"optim.lr={LORA_RATE if lora else RATES[method]}", *SMALL]
-    return [*words, "model.lora.rank=4"] if lora else words
+    return [f"method={method}", *SMALL, *(("model.lora.rank=4", f"optim.lr={LORA_RATE}") if lora else ())]
 
 
 def record(case: str, folder: Path, steps: int) -> None:

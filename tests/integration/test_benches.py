@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from needed import missing
 
 from onpol_cli.core.config import SandboxConfig, TaskConfig
 from onpol_cli.core.errors import OnpolError
@@ -34,9 +35,7 @@ CONFIG = SandboxConfig(workers=2, cpu_s=4.0, wall_s=120.0)
 def data(name: str) -> Path:
     path = DATA / name
     if not path.exists():
-        if os.environ.get("CI"):
-            pytest.fail(f"{path} is missing; set ONPOL_DATA")
-        pytest.skip(f"{path} is missing; set ONPOL_DATA")
+        missing(f"{path} is missing; set ONPOL_DATA")
     return path
 
 

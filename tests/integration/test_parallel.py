@@ -50,7 +50,7 @@ def replay(nproc: int, case: str, folder: Path, dtype: str) -> dict:
     return json.loads((folder / f"{case}-{dtype}-{nproc}.json").read_text())
 
 
-def compare(case: str, folder: Path, dtype: str, tolerance: float) -> None:
+def assert_same_curves(case: str, folder: Path, dtype: str, tolerance: float) -> None:
     alone, *others = (replay(size, case, folder, dtype) for size in (1, 2, 4))
     assert len(set(alone["loss/total"])) > STEPS / 2, "a curve that does not move would agree with anything"
     for result in others:
@@ -62,13 +62,14 @@ def compare(case: str, folder: Path, dtype: str, tolerance: float) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("case", ["sft", "rl", "opd", "sft-lora", "rl-lora", "opd-lora"])
 def test_two_and_four_processes_follow_one_over_twenty_steps(case, recorded):
-    compare(case, recorded(case), "float32", TOLERANCE)
+    """Real rollouts: noise as the signal of random tokens drifts by up to 7e-5, float32 rounding that Adam grows."""
+    assert_same_curves(case, recorded(case), "float32", TOLERANCE)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("case", ["sft", "rl", "opd"])
 def test_processes_agree_where_rounding_plays_no_part(case, recorded):
-    compare(case, recorded(case), "float64", 2e-6)
+    assert_same_curves(case, recorded(case), "float64", 2e-6)
 
 
 def train(root: Path, name: str, nproc: int, *more: str, method: str = "sft", resume: bool = False) -> list[dict]:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from needed import missing
 from vllm_toys import exercise, load_toy, write_toy
 
 from onpol_cli.core.config import Engine, RolloutConfig
@@ -22,10 +23,7 @@ WORKER_SECONDS = 900
 def vllm_here():
     """vLLM is installed; in CI its absence is a failure, elsewhere a skip."""
     if find_spec("vllm") is None:
-        reason = "vllm is not installed (scripts/test installs the build for machines without a GPU)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("vllm is not installed (scripts/test installs the build for machines without a GPU)")
 
 
 @pytest.fixture(scope="session")

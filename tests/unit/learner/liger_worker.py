@@ -29,8 +29,6 @@ def with_floats(value: object) -> object:
 
 interpreter._implicit_cvt = with_floats
 rms_norm.rsqrt = lambda value: 1 / tl.sqrt(value)
-
-
 CASES = {"sft": ("sft", False), "pg-lora": ("pg", True)}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from learner_cases import CPU, make_config, make_learner, make_model
+from needed import missing
 
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import kernels
@@ -21,10 +22,7 @@ WORKER = Path(__file__).with_name("liger_worker.py")
 def liger_here():
     """Liger is installed; in CI its absence is a failure, elsewhere a skip."""
     if find_spec("liger_kernel") is None:
-        reason = "liger-kernel is not installed (scripts/test installs the extra `liger`)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("liger-kernel is not installed (scripts/test installs the extra `liger`)")
 
 
 def test_ligers_kernels_give_the_same_loss_and_gradients(liger_here):
@@ -57,4 +55,4 @@ def test_an_unknown_architecture_is_refused(liger_here, monkeypatch):
 
 def test_without_liger_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    assert "onpol[liger]" in kernels.liger_obstacle(CPU)
+    assert "onpol[liger]" in kernels.liger_obstacle("cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needed import missing
 
 from onpol_cli.core.config import TaskConfig
 from onpol_cli.core.errors import OnpolError
@@ -60,9 +61,7 @@ def _file(tmp_path: Path, *changes: dict[str, Any]) -> Path:
 
 def test_the_published_file_loads_as_it_is() -> None:
     if not PUBLISHED.exists():
-        if os.environ.get("CI"):
-            pytest.fail(f"{PUBLISHED} is missing; set ONPOL_DATA")
-        pytest.skip(f"{PUBLISHED} is missing; set ONPOL_DATA")
+        missing(f"{PUBLISHED} is missing; set ONPOL_DATA")
     problems = read_problems(PUBLISHED)
     assert len(problems) == 400
     assert sum(len(problem.families) == 2 for problem in problems) == 168

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from needed import missing
 
 from onpol_cli.tasks.extraction import extract_code
 from onpol_cli.tasks.minimal_edit.families import corrupt, select_families
@@ -30,9 +31,7 @@ EXAMPLES = DATA / "minimal_edit" / "metric_examples.jsonl"
 
 def test_published_examples_are_reproduced_exactly() -> None:
     if not EXAMPLES.exists():
-        if os.environ.get("CI"):
-            pytest.fail(f"{EXAMPLES} is missing; set ONPOL_DATA")
-        pytest.skip(f"{EXAMPLES} is missing; set ONPOL_DATA")
+        missing(f"{EXAMPLES} is missing; set ONPOL_DATA")
     rows = [json.loads(line) for line in EXAMPLES.read_text().splitlines()]
     assert len(rows) == 60
     for row in rows:
