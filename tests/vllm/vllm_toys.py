@@ -79,8 +79,9 @@ def load_toy(folder):
 def learner_distribution(model, prompt, completion, vocabulary):
     """Log-probs [T, V] that the transformers model gives at each position of the completion."""
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1, :vocabulary]
-    return logits.float().log_softmax(-1)
+        ids = torch.tensor([[*prompt, *completion]], device=model.device)
+        logits = model(ids).logits[0, len(prompt) - 1 : -1, :vocabulary]
+    return logits.float().log_softmax(-1).cpu()
 
 
 def scorer(model, vocabulary):
@@ -101,7 +102,7 @@ def update(model, number):
     noise = torch.Generator().manual_seed(number)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0.01 * torch.randn(weight.shape, generator=noise))
+            weight.add_(0.01 * torch.randn(weight.shape, generator=noise).to(weight.device))
 
 
 def message(act):

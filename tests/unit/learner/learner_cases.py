@@ -83,12 +83,12 @@ def make_config(kind="sft"):
     return made
 
 
-def make_learner(kind="sft", dtype=torch.float64, seed=0, steps=20, config=None, model=None):
+def make_learner(kind="sft", dtype=torch.float64, seed=0, steps=20, config=None, model=None, device=CPU):
     """A learner over `make_model`, with a teacher matrix for divergences."""
     generator = torch.Generator().manual_seed(99)
     head = torch.randn(VOCAB + 5, 16, generator=generator, dtype=torch.float64).to(dtype)
     model = make_model(seed, dtype) if model is None else model
-    return Learner(model, VOCAB, config or make_config(kind), steps, CPU, head)
+    return Learner(model, VOCAB, config or make_config(kind), steps, device, head)
 
 
 def gradient(learner, examples):

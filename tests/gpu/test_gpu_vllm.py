@@ -1,0 +1,77 @@
+"""CUDA vLLM: the course of events that every engine goes through, sleep, and each way of sending weights."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from needed import missing
+from vllm_toys import UPDATES, write_toy
+
+WORKER = Path(__file__).with_name("gpu_vllm_worker.py")
+GAP = 0.02
+"""Nats: `rollout.canary_tolerance`'s default for float32; CUDA's attention kernels are not the learner's."""
+
+
+@pytest.fixture(scope="session")
+def vllm_there(device):
+    if find_spec("vllm") is None:
+        missing("vllm is not installed: pip install 'onpol[vllm]'")
+
+
+@pytest.fixture(scope="session")
+def record(vllm_there, device, tmp_path_factory):
+    """What vLLM in process did, in a process of its own."""
+    toy, out = write_toy(tmp_path_factory.mktemp("toy"), real=True), tmp_path_factory.mktemp("record") / "record.json"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(toy), device.type, str(out)], env=clean, capture_output=True, text=True,
+        timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def test_the_course_of_events(record):
+    assert record["version"] == UPDATES and record["first"] == record["again"] and record["texts_match"]
+    names = ("gap_before", "gap_after_updates", "gap_after_recovery", "canary", "flood_gap", "greedy_gap")
+    assert max(record[name] for name in names) < GAP
+    assert all(record[name] for name in ("stale", "half_stale", "cut", "foreign_token"))
+
+
+def test_a_sync_wakes_a_sleeper(record):
+    assert record["gap_after_sleep"] < GAP
+
+
+def test_sleep_gives_memory_back(cuda, record):
+    assert record["asleep_free"] > record["awake_free"] + 2**30
+
+
+STUDENT = ("distill", "student", "tutor=tiny", "method=opd", "method.teacher_temperature=2", "method.steps=4")
+
+
+def healthy(rows):
+    assert len(rows) == 4 and max(row["canary/max_abs"] for row in rows) < GAP
+    assert max(row["kl/mismatch"] for row in rows) < 1e-3
+
+
+@pytest.mark.parametrize("words", [(), ("model.lora.rank=8", "rollout.lora_sync=adapter")], ids=["merged", "adapter"])
+def test_a_run_samples_in_process(vllm_there, onpol, words):
+    healthy(onpol("inprocess", *STUDENT, "rollout=vllm", "rollout.dtype=float32", *words))
+
+
+@pytest.mark.parametrize("transfer", ["ipc", "reload"])
+def test_a_run_samples_from_a_server_on_its_own_gpu(cuda, vllm_there, onpol, transfer):
+    words = ("rollout=vllm_server", "rollout.dtype=float32", "rollout.gpu_memory=0.3")
+    healthy(onpol(transfer, *STUDENT, *words, f"rollout.weight_transfer={transfer}"))
+
+
+def test_a_run_sends_weights_by_nccl_to_another_gpu(cuda, vllm_there, onpol):
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs, and torch sees {torch.cuda.device_count()}")
+    words = ("rollout=vllm_server", "rollout.dtype=float32", "rollout.weight_transfer=nccl")
+    healthy(onpol("nccl", *STUDENT, *words))
