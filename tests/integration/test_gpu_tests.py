@@ -19,8 +19,8 @@ def outcome(*words: str, stand_in: bool = True) -> tuple[dict[str, int], str]:
     environment = os.environ | {"ONPOL_GPU_TESTS": "cpu" if stand_in else ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-    last = done.stdout.strip().splitlines()[-1]
-    return {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}, done.stdout
+    counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout.strip().splitlines()[-1])
+    return {kind: int(number) for number, kind in counts}, done.stdout
 
 
 @pytest.mark.parametrize(
