@@ -7,8 +7,8 @@ alike, so that all of them share chunking and numerics. Knows no loss and no opt
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,24 @@ class TokenModel:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """While it lasts, float32 products may run as TF32 where the layers are bf16 anyway: on CUDA, under autocast.
+
+        These are the output matrix's, forward and backward. TF32 rounds operands to 10 bits (bf16: 7) and keeps float32
+        sums and logits. Plain float32 has no tensor cores: it would cost a small model more than all its layers.
+        Set around each use, since vLLM sets the same switch when it starts in this process.
+        """
+        if self.device.type != "cuda" or self.config.autocast is not Dtype.bfloat16:
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def _native(self, sequences: Sequence[Pair]) -> bool:
         return self.native and all(len(prompt) + len(completion) <= NATIVE_LIMIT for prompt, completion in sequences)
 
@@ -140,7 +158,7 @@ class TokenModel:
         """`compute` over micro-batches of `sequences`, cut up again per sequence, on the CPU."""
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
         batches = self.plan([[pair] for pair in sequences])
-        with evaluating(self.model):
+        with evaluating(self.model), self.products():
             for batch in batches + [[]] * (self.rounds(len(batches)) - len(batches)):
                 layout = self.lay_out([sequences[index] for index in batch] or [IDLE])
                 values = self.run(lambda layout=layout: compute(self.hidden_states(layout), layout)).cpu()  # type: ignore[misc]
@@ -169,9 +187,9 @@ class TokenModel:
         """As `score`, from states that `hidden` gave for the same completions."""
         targets = torch.tensor([token for completion in completions for token in completion])
         sizes = [len(completion) for completion in completions]
-        both = token_logprobs_entropy(
-            torch.cat(list(states)).to(self.device), self.output_matrix, targets.to(self.device), self.options()
-        )
+        joined = torch.cat(list(states)).to(self.device)
+        with self.products():
+            both = token_logprobs_entropy(joined, self.output_matrix, targets.to(self.device), self.options())
         logprobs, entropy = (values.cpu().split(sizes) for values in both)
         return [TokenScores(*parts) for parts in zip(logprobs, entropy, strict=True)]
 

@@ -170,10 +170,11 @@ class Learner:
             members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
             layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
             part = MicroBatch(members, layout, counts, tally)
-            loss = self.engine.run(lambda part=part: self.objective(part))  # type: ignore[misc]
-            if self.world.size == 1:  # else one rank would stop alone; the gradient's norm shows it to all
-                self._guard(loss, "loss", members)
-            loss.backward()
+            with self.engine.products():
+                loss = self.engine.run(lambda part=part: self.objective(part))  # type: ignore[misc]
+                if self.world.size == 1:  # else one rank would stop alone; the gradient's norm shows it to all
+                    self._guard(loss, "loss", members)
+                loss.backward()
             if batch:
                 count_tokens(sizes, layout)
         return Accumulated(kept, counts, sizes, tally)

@@ -91,7 +91,12 @@ class LeanDecoder:
             return torch.empty(size, dtype=dtype, device=device)
 
         self.embed = make(model.model.embed_tokens.weight.shape[0], self.shape.hidden)
+        # float32 logits also from bf16 layers: rounding them is most of what separates sampler and learner. CUDA
+        # multiplies bf16 into float32; on a CPU the matrix itself is float32.
+        self.narrow_head = device.type == "cuda" and dtype != torch.float32
         self.head = make(vocabulary, self.shape.hidden)
+        if not self.narrow_head:
+            self.head = self.head.float()
         self.norm = make(self.shape.hidden)
         self.layers = [Layer(self.shape, make) for _ in range(self.shape.layers)]
         self.cache = make(self.shape.layers, 2, 0, self.shape.kv_heads, 0, self.shape.head_dim)
@@ -219,7 +224,10 @@ class LeanDecoder:
 
     def _logits(self, x: Tensor) -> Tensor:
         """Float32 logits [N, V] over the real vocabulary."""
-        return F.linear(F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.eps), self.head).float()
+        states = F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.eps)
+        if self.narrow_head:
+            return torch.mm(states, self.head.T, out_dtype=torch.float32)
+        return F.linear(states.float(), self.head)
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prefix:

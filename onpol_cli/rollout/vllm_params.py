@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from onpol_cli.core.config import SamplingConfig
+from onpol_cli.core.config import Dtype, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Finish, Rollout
 from onpol_cli.rollout.engine import HEAD, Prompt
@@ -45,6 +45,15 @@ def request_fields(prompt: Prompt, sample: int, sampling: SamplingConfig, eos: i
         "ignore_eos": True,
         "stop_token_ids": [] if eos is None else [eos],
     }
+
+
+def overrides(config: RolloutConfig) -> dict[str, Any]:
+    """Changes to a checkpoint's configuration: float32 logits, whatever the format of the layers.
+
+    Logits rounded to bf16 are most of what separates the sampler's log-probs from the learner's (docs/gpu.md). Versions
+    of vLLM that know `head_dtype` for pooling models only go on without.
+    """
+    return {} if config.dtype is Dtype.float32 else {"head_dtype": "float32"}
 
 
 def cpu_step_tokens(max_batch: int, context: int) -> int:

@@ -1,5 +1,6 @@
 """The learner's step on the GPU: same gradients as on the CPU, number formats, kernels, flat memory, resume."""
 
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -8,6 +9,7 @@ from learner_cases import CPU, assert_same, gradient, make_config, make_examples
 from needed import missing
 
 from onpol_cli.core.config import Dtype, LoraConfig
+from onpol_cli.learner.head import HeadOptions, chunk_logits
 from onpol_cli.learner.model import add_adapters
 
 KINDS = ["sft", "pg", "div", "dpo"]
@@ -104,6 +106,23 @@ def test_a_state_of_the_gpu_goes_on_on_the_cpu(cuda):
     elsewhere = learner_on(CPU, "pg")
     elsewhere.load_state_dict(straight.state_dict())
     assert losses_of(elsewhere, range(3, 6)) == pytest.approx(losses_of(straight, range(3, 6)), rel=1e-3)
+
+
+def test_the_output_matrix_uses_tensor_cores_beside_bf16_layers(cuda):
+    hidden, weight = torch.randn(4096, 2048, device=cuda), torch.randn(32_768, 2048, device=cuda)
+    seconds = []
+    for autocast in (Dtype.float32, Dtype.bfloat16):
+        engine = learner_on(cuda, autocast=autocast).engine
+        with engine.products():
+            for _ in range(3):
+                torch.cuda.synchronize(cuda)
+                began = time.perf_counter()
+                logits = chunk_logits(hidden, weight, HeadOptions(len(weight)))
+                torch.cuda.synchronize(cuda)
+                taken = time.perf_counter() - began
+        assert logits.dtype == torch.float32
+        seconds.append(taken)
+    assert seconds[1] < 0.7 * seconds[0]
 
 
 def test_memory_is_flat_over_steps(cuda):

@@ -78,33 +78,46 @@ def test_bfloat16_operands_lose_their_own_rounding_only(device, case):
 
 
 def plain(states, weight, targets):
-    return (states @ weight.T).float().log_softmax(1).gather(1, targets[:, None])[:, 0]
+    return (states @ weight.T).float().log_softmax(1).gather(1, targets[:, None])[:, 0].sum()
 
 
-def chunked(states, weight, targets):
-    return token_logprobs(states, weight, targets, HeadOptions(len(weight)))
+def log_probs(states, weight, targets):
+    return token_logprobs(states, weight, targets, HeadOptions(len(weight))).sum()
+
+
+def summed(states, weight, targets):
+    ones = torch.ones(len(targets), device=targets.device)
+    return weighted_nll(states, weight, targets, ones, HeadOptions(len(weight)))[0]
+
+
+TIME = {log_probs: 1.5, summed: 1.15}
+"""Of the plain route's. Log-probs whose slope is known only afterwards take four products instead of three."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_large_vocabulary_needs_a_twentieth_of_the_memory_and_no_more_time(cuda, dtype):
+def test_a_large_vocabulary_needs_a_twentieth_of_the_memory(cuda, dtype):
     draw = torch.Generator(cuda).manual_seed(2)
     states = torch.randn(4096, 1024, generator=draw, device=cuda).to(dtype).requires_grad_()
     weight = (torch.randn(151_936, 1024, generator=draw, device=cuda) / 32).to(dtype).requires_grad_()
     targets = torch.randint(0, 151_936, (4096,), generator=draw, device=cuda)
-    found = {}
-    for route in (plain, chunked):
-        seconds = []
-        for _ in range(4):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(cuda)
-            torch.cuda.synchronize(cuda)
-            held, began = torch.cuda.memory_allocated(cuda), time.perf_counter()
-            grads = torch.autograd.grad(route(states, weight, targets).sum(), [states, weight])
-            torch.cuda.synchronize(cuda)
-            seconds.append(time.perf_counter() - began)
-            peak = torch.cuda.max_memory_allocated(cuda) - held - sum(g.nbytes for g in grads)
-            del grads
-        found[route] = peak, min(seconds)
+    found = {route: cost(route, (states, weight, targets), cuda) for route in (plain, log_probs, summed)}
     print(dtype, {route.__name__: numbers for route, numbers in found.items()})
-    assert found[chunked][0] <= 0.05 * found[plain][0]
-    assert found[chunked][1] <= 1.1 * found[plain][1]
+    for route, limit in TIME.items():
+        assert found[route][0] <= 0.05 * found[plain][0], route.__name__
+        assert found[route][1] <= limit * found[plain][1], route.__name__
+
+
+def cost(route, inputs, cuda):
+    """Bytes at the peak above inputs and their gradients, and seconds (the best of four), forward and backward."""
+    seconds = []
+    for _ in range(4):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(cuda)
+        torch.cuda.synchronize(cuda)
+        held, began = torch.cuda.memory_allocated(cuda), time.perf_counter()
+        grads = torch.autograd.grad(route(*inputs), inputs[:2])
+        torch.cuda.synchronize(cuda)
+        seconds.append(time.perf_counter() - began)
+        peak = torch.cuda.max_memory_allocated(cuda) - held - sum(grad.nbytes for grad in grads)
+        del grads
+    return peak, min(seconds)

@@ -1,4 +1,6 @@
-"""Child process of the tests: vLLM in process goes through `exercise`, then one with adapters; the record is JSON.
+"""Child process of the tests: vLLM in process goes through `exercise`, then one with adapters and one in bf16.
+
+The record is JSON.
 
     python inprocess_worker.py MODEL_FOLDER SMALL_MODEL_FOLDER OUT.json
 """
@@ -7,13 +9,17 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
-from vllm_toys import exercise, exercise_adapters, load_adapted, load_toy
+from vllm_toys import exercise, exercise_adapters, flood, load_adapted, load_toy, scorer, update
 
-from onpol_cli.core.config import Engine, LoraSync, RolloutConfig
+from onpol_cli.core.config import Dtype, Engine, LoraSync, RolloutConfig, SamplingConfig
 from onpol_cli.learner.model import resolve_model_path
+from onpol_cli.learner.weights import merged_weights
+from onpol_cli.rollout import vllm, vllm_params
 from onpol_cli.rollout.engine import build_engine
+from onpol_cli.rollout.health import mismatch, score_rollouts
 
 
 def plain(folder):
@@ -40,7 +46,23 @@ def adapters(folder):
     return record | {"folder_gone": not left.exists()}
 
 
+def halves(folder, overrides):
+    """KL of layers in bf16 from the float32 model after a sync, nats a token, with these `overrides`."""
+    model, tokenizer = load_toy(folder)
+    config = RolloutConfig(engine=Engine.vllm, max_batch=64, max_context=256, dtype=Dtype.bfloat16)
+    with (
+        mock.patch.object(vllm, "overrides", overrides),
+        build_engine(config, folder, tokenizer, 0, "cpu", model) as engine,
+    ):
+        update(model, 0)
+        engine.sync_weights(merged_weights(model))
+        rollouts = engine.generate(flood(len(tokenizer)), SamplingConfig(max_new_tokens=16))
+        return mismatch(rollouts, score_rollouts(rollouts, scorer(model, len(tokenizer)))).kl
+
+
 if __name__ == "__main__":
     real, small, out = sys.argv[1:]
     found = plain(real) | {"adapters": adapters(small), "tiny": plain(resolve_model_path("tiny"))}
+    ways = {"float32 logits": vllm_params.overrides, "as by default": lambda config: {}}
+    found["halves"] = {name: halves(resolve_model_path("tiny"), way) for name, way in ways.items()}
     Path(out).write_text(json.dumps(found))

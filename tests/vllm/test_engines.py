@@ -86,6 +86,11 @@ def test_a_token_of_another_tokenizer_is_caught(record):
     assert "different tokenizers" in record["foreign_token"]
 
 
+def test_bfloat16_layers_keep_float32_logits(inprocess_record):
+    kl = inprocess_record["halves"]
+    assert 0 < kl["float32 logits"] < 0.85 * kl["as by default"]
+
+
 def test_vllm_in_process_leaves_the_process_as_it_was(inprocess_record):
     assert inprocess_record["environment_kept"] and inprocess_record["threads_kept"]
     assert inprocess_record["closed"] and inprocess_record["log"]

@@ -2,6 +2,7 @@
 
 import io
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -250,6 +251,30 @@ def test_the_base_under_adapters_scores_as_a_copy_of_its_own(temperature):
 def test_adapters_on_the_output_matrix_are_refused():
     with pytest.raises(OnpolError, match="Name projections of the layers only"):
         add_adapters(make_model(tied=False), LoraConfig(rank=2, targets=["lm_head"]), 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "autocast", "inside"),
+    [("cuda", Dtype.bfloat16, "high"), ("cuda", Dtype.float32, "highest"), ("cpu", Dtype.bfloat16, "highest")],
+)
+def test_float32_products_are_reduced_only_beside_bf16_layers_on_cuda(device, autocast, inside):
+    config = make_config()
+    config.learner.autocast = autocast
+    engine = make_learner(config=config, dtype=torch.float32).engine
+    engine.device = torch.device(device)
+    with engine.products():
+        assert torch.get_float32_matmul_precision() == inside
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_step_and_a_scoring_run_with_reduced_products(monkeypatch):
+    learner, seen = make_learner(dtype=torch.float32), []
+    pairs = [(e.prompt_ids, e.completion_ids) for e in make_examples("sft")]
+    monkeypatch.setattr(learner.engine, "products", lambda: nullcontext(seen.append(1)))
+    learner.step(make_examples("sft"))
+    learner.logprobs(pairs)
+    learner.engine.score_states(learner.hidden(pairs), [completion for _, completion in pairs])
+    assert len(seen) == 4
 
 
 def test_work_by_hand_and_rates():

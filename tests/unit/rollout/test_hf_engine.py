@@ -156,6 +156,18 @@ def test_bfloat16_stays_near_float32(make_model, tokenizer):
     assert 1e-5 < worst_gap(model, rollouts) < 0.3
 
 
+def test_bfloat16_layers_keep_float32_logits(make_model, tokenizer):
+    decoder = engine_of(make_model(sharpen=2.0), tokenizer, dtype=Dtype.bfloat16).decoder
+    for logits in (decoder.prefill([(5, 9, 2)]).logits, decode_once(decoder)):
+        assert logits.dtype == torch.float32
+        assert (logits != logits.bfloat16().float()).float().mean() > 0.9
+
+
+def decode_once(decoder):
+    decoder.admit(decoder.prefill([(5, 9, 2)]), [0])
+    return decoder.decode(torch.tensor([7]))
+
+
 def test_prompts_that_cannot_be_answered_are_refused(make_model, tokenizer):
     engine = engine_of(make_model(), tokenizer)
     for prompt, message in (

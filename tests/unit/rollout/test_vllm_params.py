@@ -1,14 +1,17 @@
 """Requests to vLLM leave nothing to defaults, and answers are not believed unchecked."""
 
+import json
+
 import pytest
 import torch
 
-from onpol_cli.core.config import SamplingConfig
+from onpol_cli.core.config import Dtype, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Finish
 from onpol_cli.rollout.engine import Prompt
+from onpol_cli.rollout.server_process import server_arguments
 from onpol_cli.rollout.teacher import ServerScorer, read_logprobs, request_body
-from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
+from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, overrides, real_rows, request_fields
 
 PROMPT = Prompt("p", (1, 2), samples=2, seed=5, limits=(9, 30))
 
@@ -25,6 +28,14 @@ def test_every_sampling_parameter_is_sent():
         "max_tokens": 9, "min_tokens": 0, "n": 1, "logprobs": 0, "ignore_eos": True, "stop_token_ids": [3],
     }
     assert request_fields(PROMPT, 1, SamplingConfig(), None)["top_k"] == 0
+
+
+def test_reduced_layers_are_asked_for_with_float32_logits():
+    half = RolloutConfig(dtype=Dtype.bfloat16)
+    assert overrides(RolloutConfig()) == {} and overrides(half) == {"head_dtype": "float32"}
+    words = server_arguments(half, 256, 1, 0)
+    assert json.loads(words[words.index("--hf-overrides") + 1]) == overrides(half)
+    assert "--hf-overrides" not in server_arguments(RolloutConfig(), 256, 1, 0)
 
 
 def test_a_good_answer_becomes_a_rollout():
