@@ -281,7 +281,7 @@ class RolloutConfig:
     max_batch: int = 256
     """Sequences decoded at once (hf), or vLLM's max_num_seqs."""
     dtype: Dtype = Dtype.float32
-    """Number format of the sampler's layers; equal to the learner's keeps mismatch low. Logits are always float32."""
+    """Number format of the sampler's layers; equal to the learner's keeps mismatch low (docs/gpu.md)."""
     max_off_policy_steps: int = 0
     """1: the next batch is generated while the learner trains on the last one."""
     gpu_memory: float = 0.45
@@ -324,7 +324,7 @@ class LearnerConfig:
     chunk: int = 256
     """Tokens per chunk of vocabulary projection."""
     autocast: Dtype = Dtype.float32
-    """bfloat16 runs the layers in bf16 (CUDA: the output matrix in TF32); logits and losses are always float32."""
+    """bfloat16 runs the layers in bf16 (CUDA: the output matrix in TF32); logits and losses stay float32."""
     native: bool = True
     """On the CPU, run plain Qwen3 models, LoRA too, through the hand-written decoder (same numbers; docs/speed.md)."""
     gradient_checkpointing: bool = False
