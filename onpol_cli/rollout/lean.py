@@ -8,6 +8,7 @@ two. Its logits are held against transformers' in the tests.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.head import HeadOptions, chunk_logits
 from onpol_cli.rollout.engine import HEAD
 
 ARCHITECTURES = ("qwen3", "qwen2", "llama")
@@ -85,18 +87,14 @@ class LeanDecoder:
 
     def __init__(self, model: Any, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.vocabulary, self.dtype, self.device = Shape(model), vocabulary, dtype, device
-        self.rotary = model.model.rotary_emb
+        self.rotary = copy.deepcopy(model.model.rotary_emb)  # moved to `device`; the model's own stays where it is
 
         def make(*size: int) -> Tensor:
             return torch.empty(size, dtype=dtype, device=device)
 
         self.embed = make(model.model.embed_tokens.weight.shape[0], self.shape.hidden)
-        # float32 logits also from bf16 layers: rounding them is most of what separates sampler and learner. CUDA
-        # multiplies bf16 into float32; on a CPU the matrix itself is float32.
-        self.narrow_head = device.type == "cuda" and dtype != torch.float32
-        self.head = make(vocabulary, self.shape.hidden)
-        if not self.narrow_head:
-            self.head = self.head.float()
+        # Logits are float32 below bf16 layers too: CUDA multiplies bf16 into float32, a CPU needs the matrix itself so.
+        self.head = make(vocabulary, self.shape.hidden).to(dtype if device.type == "cuda" else torch.float32)
         self.norm = make(self.shape.hidden)
         self.layers = [Layer(self.shape, make) for _ in range(self.shape.layers)]
         self.cache = make(self.shape.layers, 2, 0, self.shape.kv_heads, 0, self.shape.head_dim)
@@ -225,9 +223,7 @@ class LeanDecoder:
     def _logits(self, x: Tensor) -> Tensor:
         """Float32 logits [N, V] over the real vocabulary."""
         states = F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.eps)
-        if self.narrow_head:
-            return torch.mm(states, self.head.T, out_dtype=torch.float32)
-        return F.linear(states.float(), self.head)
+        return chunk_logits(states, self.head, HeadOptions(self.vocabulary))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prefix:

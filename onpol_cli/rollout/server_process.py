@@ -23,7 +23,7 @@ from onpol_cli.core.config import LoraSync, RolloutConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.rollout.transfer import chosen, server_options, server_variables
 from onpol_cli.rollout.vllm_env import CPU_DEFAULTS, log_path, log_tail, on_gpu, require_vllm
-from onpol_cli.rollout.vllm_params import CPU_BLOCK, adapter_rank, cpu_step_tokens, overrides
+from onpol_cli.rollout.vllm_params import CPU_BLOCK, adapter_rank, cpu_step_tokens, hf_overrides
 
 HOST = "127.0.0.1"
 MODEL_NAME = "policy"
@@ -56,7 +56,7 @@ def server_arguments(config: RolloutConfig, context: int, port: int, seed: int) 
     options += ["--max-model-len", str(context), "--max-num-seqs", str(config.max_batch), "--seed", str(seed % 2**31)]
     options += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
     options += ["--tensor-parallel-size", str(config.tensor_parallel), "--disable-log-stats"]
-    if changes := overrides(config):
+    if changes := hf_overrides(config):
         options += ["--hf-overrides", json.dumps(changes)]
     if config.lora_sync is LoraSync.adapter:
         options += ["--enable-lora", "--max-lora-rank", str(adapter_rank(config.max_lora_rank)), "--max-loras", "1"]

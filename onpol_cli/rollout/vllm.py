@@ -45,8 +45,8 @@ from onpol_cli.rollout.vllm_params import (
     CompleteWeights,
     adapter_rank,
     cpu_step_tokens,
+    hf_overrides,
     make_rollout,
-    overrides,
     real_rows,
     request_fields,
 )
@@ -118,7 +118,7 @@ class VllmEngine:
             "skip_tokenizer_init": True,
             # workers in other processes read a folder, and a dummy loader could not reload from one
             "load_format": "dummy" if config.tensor_parallel == 1 else "safetensors",
-            "hf_overrides": {"vocab_size": self.vocabulary, **overrides(config)},
+            "hf_overrides": {"vocab_size": self.vocabulary, **hf_overrides(config)},
             "dtype": config.dtype.value,
             "seed": seed % 2**31,
             "max_model_len": self.context,

@@ -47,7 +47,7 @@ def request_fields(prompt: Prompt, sample: int, sampling: SamplingConfig, eos: i
     }
 
 
-def overrides(config: RolloutConfig) -> dict[str, Any]:
+def hf_overrides(config: RolloutConfig) -> dict[str, Any]:
     """Changes to a checkpoint's configuration: float32 logits, whatever the format of the layers.
 
     Logits rounded to bf16 are most of what separates the sampler's log-probs from the learner's (docs/gpu.md). Versions

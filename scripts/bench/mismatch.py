@@ -32,19 +32,19 @@ def round_logits() -> None:
 
     inner = LeanDecoder._logits
     LeanDecoder._logits = lambda self, x: inner(self, x).bfloat16().float()  # type: ignore[method-assign]
-    vllm.overrides = lambda config: {}
+    vllm.hf_overrides = lambda config: {}
 
 
 def measure(engine_name: str, logits: str, prompts: int, samples: int) -> dict[str, Any]:
     """KL, mean and largest difference of one engine."""
     import torch
     from gpu_parts.problems import tiny_prompts
+    from gpu_parts.sampling import compared
 
     from onpol_cli.core.config import Config, Dtype, Engine, RolloutConfig, SamplingConfig
     from onpol_cli.learner.learner import Learner
     from onpol_cli.learner.model import load_model, load_tokenizer, resolve_model_path
     from onpol_cli.rollout.engine import build_engine
-    from onpol_cli.rollout.health import mismatch, score_rollouts
 
     if logits == "rounded":
         round_logits()
@@ -56,8 +56,7 @@ def measure(engine_name: str, logits: str, prompts: int, samples: int) -> dict[s
     with build_engine(rollout, resolve_model_path("tiny"), tokenizer, 0, learner.device, model) as engine:
         engine.sync_weights(learner.named_weights())
         rollouts = engine.generate(tiny_prompts(prompts, samples), SamplingConfig(max_new_tokens=NEW_TOKENS))
-    found = mismatch(rollouts, score_rollouts(rollouts, learner.logprobs))
-    return {"kl": found.kl, "mean_abs": found.mean_abs, "largest": found.largest, "tokens": found.tokens}
+    return compared(rollouts, learner)
 
 
 def child(*words: str) -> dict[str, Any]:

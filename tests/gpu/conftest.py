@@ -10,11 +10,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from needed import wait_for
 
 from onpol_cli.runs.rundir import read_lines
 
@@ -69,19 +69,10 @@ def onpol(device, tmp_path):
         metrics = tmp_path / name / "metrics.jsonl"
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             if stop_after:
-                stop(process, metrics, stop_after)
+                wait_for(lambda: sum(1 for _ in read_lines(metrics)) >= stop_after, process)
+                process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=RUN_S)
         assert (process.returncode == 0) == (stop_after == 0), err[-3000:]
         return list(read_lines(metrics))
 
     return run
-
-
-def stop(process, metrics, steps):
-    """SIGTERM once `metrics` has so many lines."""
-    end = time.monotonic() + RUN_S
-    while not metrics.is_file() or len(metrics.read_text().splitlines()) < steps:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)

@@ -66,12 +66,11 @@ def test_a_sleeping_sampler_holds_its_weights_only(cuda):
         assert [r.completion_ids for r in engine.generate(PROMPTS, SAMPLING)] == [r.completion_ids for r in first]
 
 
-@pytest.mark.parametrize("free", [2**22, 2**40])
-def test_the_batch_fits_the_free_memory(cuda, monkeypatch, free):
+@pytest.mark.parametrize(("free", "fits"), [(2**22, False), (2**40, True)])
+def test_the_batch_fits_the_free_memory(cuda, monkeypatch, free, fits):
     model, tokenizer = load_toy(resolve_model_path("tiny"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
     with build_engine(RolloutConfig(max_batch=96), "", tokenizer, 0, cuda, model) as engine:
         slots = engine._slots(PROMPTS, SAMPLING)
-        longest = max(len(prompt.ids) for prompt in PROMPTS) + SAMPLING.max_new_tokens
-        assert slots == min(96, max(1, int(free / 3 / (longest * engine.decoder.bytes_per_token()))))
+        assert 1 <= slots <= 96 and (slots == 96) == fits
         assert len(engine.generate(PROMPTS, SAMPLING)) == 96

@@ -1,18 +1,12 @@
 """CUDA vLLM: the course of events that every engine goes through, sleep, and each way of sending weights."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from needed import missing
-from vllm_toys import UPDATES, write_toy
+from vllm_toys import UPDATES, inprocess, write_toy
 
-WORKER = Path(__file__).with_name("gpu_vllm_worker.py")
 GAP = 0.02
 """Nats: `rollout.canary_tolerance`'s default for float32; CUDA's attention kernels are not the learner's."""
 
@@ -24,16 +18,10 @@ def vllm_there(device):
 
 
 @pytest.fixture(scope="session")
-def record(vllm_there, device, tmp_path_factory):
+def record(vllm_there, tmp_path_factory):
     """What vLLM in process did, in a process of its own."""
-    toy, out = write_toy(tmp_path_factory.mktemp("toy"), real=True), tmp_path_factory.mktemp("record") / "record.json"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(toy), device.type, str(out)], env=clean, capture_output=True, text=True,
-        timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    toys = [write_toy(tmp_path_factory.mktemp(name), real=name == "real") for name in ("real", "small")]
+    return inprocess(*toys, tmp_path_factory.mktemp("record") / "record.json")
 
 
 def test_the_course_of_events(record):
@@ -41,6 +29,7 @@ def test_the_course_of_events(record):
     names = ("gap_before", "gap_after_updates", "gap_after_recovery", "canary", "flood_gap", "greedy_gap")
     assert max(record[name] for name in names) < GAP
     assert all(record[name] for name in ("stale", "half_stale", "cut", "foreign_token"))
+    assert max(record["tiny"]["gap_before"], record["tiny"]["gap_after_updates"], *record["adapters"]["gaps"]) < GAP
 
 
 def test_a_sync_wakes_a_sleeper(record):

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from needed import wait_for
 
 from onpol_cli.core.compose import compose
 from onpol_cli.core.errors import OnpolError
@@ -168,13 +168,8 @@ def spawn(root: Path, name: str, *more: str, resume: bool = False) -> subprocess
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if sum(1 for _ in read_lines(run / "metrics.jsonl")) >= step:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"{run.name} never reached step {step}")
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    wait_for(lambda: sum(1 for _ in read_lines(run / "metrics.jsonl")) >= step, process, 240)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +186,7 @@ def same_end(run: Path, whole: Path) -> None:
 def test_signal_saves_and_resume_ends_alike(root, whole, number):
     name = f"sig-{int(number)}"
     process = spawn(root, name)
-    wait_for_step(root / name, 2)
+    wait_for_step(process, root / name, 2)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
@@ -206,7 +201,7 @@ def test_signal_saves_and_resume_ends_alike(root, whole, number):
 def test_killed_run_resumes_to_the_same_weights(root, whole, step):
     name = f"kill-{step}"
     process = spawn(root, name)
-    wait_for_step(root / name, step)
+    wait_for_step(process, root / name, step)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     again = spawn(root, name, resume=True)

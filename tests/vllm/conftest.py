@@ -1,22 +1,15 @@
 """Fixtures of the engine tests: toy models, and the records of what each engine did."""
 
-import json
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from needed import missing
-from vllm_toys import exercise, load_toy, write_toy
+from vllm_toys import clean_environment, exercise, inprocess, load_toy, write_toy
 
 from onpol_cli.core.config import Engine, RolloutConfig
 from onpol_cli.learner.model import resolve_model_path
 from onpol_cli.rollout.engine import build_engine
-
-HERE = Path(__file__).parent
-WORKER_SECONDS = 900
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +19,10 @@ def vllm_here():
         missing("vllm is not installed (scripts/test installs the build for machines without a GPU)")
 
 
-@pytest.fixture(scope="session")
-def clean_environment():
-    """A child's environment without vLLM's variables, whatever the caller or other tests have set."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("VLLM_") and name != "LD_PRELOAD"}
+@pytest.fixture(scope="session", name="clean_environment")
+def environment_of_children():
+    """`vllm_toys.clean_environment`, taken once."""
+    return clean_environment()
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +54,9 @@ def hf_tiny_record():
 
 
 @pytest.fixture(scope="session")
-def inprocess_record(vllm_here, clean_environment, real_toy, small_toy, tmp_path_factory):
+def inprocess_record(vllm_here, real_toy, small_toy, tmp_path_factory):
     """What vLLM in process did, in a process of its own."""
-    out = tmp_path_factory.mktemp("record") / "record.json"
-    command = [sys.executable, str(HERE / "inprocess_worker.py"), str(real_toy), str(small_toy), str(out)]
-    done = subprocess.run(command, env=clean_environment, capture_output=True, text=True, timeout=WORKER_SECONDS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text()) | {"stdout": done.stdout}
+    return inprocess(real_toy, small_toy, tmp_path_factory.mktemp("record") / "record.json")
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,10 @@ def test_a_token_of_another_tokenizer_is_caught(record):
     assert "different tokenizers" in record["foreign_token"]
 
 
+def test_a_sync_wakes_a_sleeper(inprocess_record):
+    assert inprocess_record["gap_after_sleep"] < TOLERANCE
+
+
 def test_bfloat16_layers_keep_float32_logits(inprocess_record):
     kl = inprocess_record["halves"]
     assert 0 < kl["float32 logits"] < 0.85 * kl["as by default"]

@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from needed import wait_for
 from vllm_toys import REAL_TOKENS, TOLERANCE, UPDATES, exercise, load_toy
 
 from onpol_cli.core.config import Engine, LoraSync, RolloutConfig
@@ -57,15 +57,6 @@ def processes():
 def servers_of(parent):
     """Process ids, which are also process groups, of the servers that `parent` started."""
     return sorted(pid for pid, owner, _, words in processes() if owner == parent and "--served-model-name" in words)
-
-
-def wait_for(condition, process):
-    """Until `condition()`; the process must live meanwhile."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

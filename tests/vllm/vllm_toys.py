@@ -7,6 +7,8 @@ the process that it is loaded into, which other tests must not notice.
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ HOSTILE = {
     "eos_token_id": list(range(5, 50)),
 }
 UPDATES = 20
+WORKER_SECONDS = 900
 TOLERANCE = 1e-4
 
 
@@ -68,6 +71,21 @@ def write_toy(folder, *, real):
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(HOSTILE))
     return folder
+
+
+def clean_environment():
+    """A child's environment without vLLM's variables, whatever the caller or other tests have set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("VLLM_") and name != "LD_PRELOAD"}
+
+
+def inprocess(real, small, out):
+    """What vLLM in process did with these toys, in a process of its own, and what that printed (`inprocess_worker`)."""
+    command = [sys.executable, str(Path(__file__).with_name("inprocess_worker.py")), *map(str, (real, small, out))]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, timeout=WORKER_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text()) | {"stdout": done.stdout}
 
 
 def load_toy(folder):
@@ -215,7 +233,7 @@ def exercise_adapters(engine, model, tokenizer):
     record["version"] = engine.weight_version
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=10)
     record["greedy"] = as_lists(engine.generate(prompts(1), greedy))
-    with build_engine(RolloutConfig(), "", tokenizer, 0, "cpu", model) as merged:
+    with build_engine(RolloutConfig(), "", tokenizer, 0, model.device, model) as merged:
         record["greedy_merged"] = as_lists(merged.generate(prompts(1), greedy))
         record["refused"] = message(lambda: merged.sync_adapter(adapter_of(model)))
     update_adapters(model, 99)  # a sync that is skipped

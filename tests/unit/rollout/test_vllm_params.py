@@ -11,7 +11,7 @@ from onpol_cli.core.types import Finish
 from onpol_cli.rollout.engine import Prompt
 from onpol_cli.rollout.server_process import server_arguments
 from onpol_cli.rollout.teacher import ServerScorer, read_logprobs, request_body
-from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, overrides, real_rows, request_fields
+from onpol_cli.rollout.vllm_params import CompleteWeights, hf_overrides, make_rollout, real_rows, request_fields
 
 PROMPT = Prompt("p", (1, 2), samples=2, seed=5, limits=(9, 30))
 
@@ -32,9 +32,9 @@ def test_every_sampling_parameter_is_sent():
 
 def test_reduced_layers_are_asked_for_with_float32_logits():
     half = RolloutConfig(dtype=Dtype.bfloat16)
-    assert overrides(RolloutConfig()) == {} and overrides(half) == {"head_dtype": "float32"}
+    assert hf_overrides(RolloutConfig()) == {} and hf_overrides(half) == {"head_dtype": "float32"}
     words = server_arguments(half, 256, 1, 0)
-    assert json.loads(words[words.index("--hf-overrides") + 1]) == overrides(half)
+    assert json.loads(words[words.index("--hf-overrides") + 1]) == hf_overrides(half)
     assert "--hf-overrides" not in server_arguments(RolloutConfig(), 256, 1, 0)
 
 
