@@ -11,8 +11,9 @@ long sequences), `forward` runs the transformers modules, and tests hold both to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -198,19 +199,51 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         weights, w = ctx.saved_tensors, ctx.matrices
-        grad = upstream[0]
-        middle_grad, gate_wg, up_wg, down_wg = _mlp_backward(grad, w, ctx.mlp, ctx.norms[2])
-        x_grad, qkv_wg, out_wg, norm_g = _attention_backward(middle_grad, ctx)
+        needs = Needs(*ctx.needs_input_grad[-len(weights) :])
+        middle_grad, gate_wg, up_wg, down_wg = _mlp_backward(upstream[0], w, ctx.mlp, ctx.norms[2], needs)
+        x_grad, qkv_wg, out_wg, norm_g = _attention_backward(middle_grad, ctx, needs)
         first, second, query, key, value, _, gate, up, *_ = weights
-        query_wg, key_wg, value_wg = _split_qkv(qkv_wg, ctx.context)
-        # d/dn of W diag(n): sum over rows of W * grad; d/dW: grad * n.
-        first_g = query.mul(query_wg).sum(0) + key.mul(key_wg).sum(0) + value.mul(value_wg).sum(0)
-        second_g = gate.mul(gate_wg).sum(0) + up.mul(up_wg).sum(0)
-        entering = (query_wg * first, key_wg * first, value_wg * first)
-        matrices = (*entering, out_wg, gate_wg * second, up_wg * second, down_wg)
+        entering = (None, None, None) if qkv_wg is None else _split_qkv(qkv_wg, ctx.context)
+        first_g = _norm_gradient((query, key, value), entering) if needs.first else None
+        second_g = _norm_gradient((gate, up), (gate_wg, up_wg)) if needs.second else None
+        # d/dW of W diag(n): grad * n
+        folded = [None if m is None else m * first for m in entering]
+        folded += [out_wg, *(None if m is None else m * second for m in (gate_wg, up_wg)), down_wg]
+        matrices = [None if m is None else m.to(first.dtype) for m in folded]
         shape = ctx.context.shape
         head_norms = (norm_g[: shape.heads].sum(0) * shape.scale, norm_g[shape.heads :].sum(0))
-        return None, None, x_grad, first_g, second_g, *(m.to(first.dtype) for m in matrices), *head_norms
+        return None, None, x_grad, first_g, second_g, *matrices, *head_norms
+
+
+class Needs(NamedTuple):
+    """Which of a layer's parameters want a gradient, in the order of `gather`: under LoRA, few may."""
+
+    first: bool
+    second: bool
+    query: bool
+    key: bool
+    value: bool
+    out: bool
+    gate: bool
+    up: bool
+    down: bool
+    query_norm: bool
+    key_norm: bool
+
+    @property
+    def qkv(self) -> bool:
+        """Whether the joint matrix of queries, keys and values does."""
+        return self.query or self.key or self.value or self.first
+
+
+def _weight_gradient(wanted: bool, upstream: Tensor, entry: Tensor) -> Tensor | None:
+    """`[out, in]` gradient of W in `entry @ W.T` from that of the product; None where nobody wants it."""
+    return upstream.T @ entry if wanted else None
+
+
+def _norm_gradient(matrices: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """`[H]` gradient of the n in `W diag(n)`, summed over several W: the sum over rows of W * grad."""
+    return torch.stack([(m * g).sum(0) for m, g in zip(matrices, gradients, strict=True) if g is not None]).sum(0)
 
 
 def _split_qkv(grad: Tensor, context: Context) -> tuple[Tensor, ...]:
@@ -224,7 +257,9 @@ def _split_qkv(grad: Tensor, context: Context) -> tuple[Tensor, ...]:
     return *query_key.split([heads * size, shape.kv_heads * size]), value
 
 
-def _attention_backward(middle_grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _attention_backward(
+    middle_grad: Tensor, ctx: Any, needs: Needs
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Gradients of x, of qkv and out matrices, and of the head norms `[heads + kv, d]`."""
     context, w = ctx.context, ctx.matrices
     shape, dtype = context.shape, context.dtype
@@ -246,22 +281,24 @@ def _attention_backward(middle_grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor, 
         x_grad.add_(middle_grad)
     else:
         x_grad.index_add_(0, ctx.keep, middle_grad)  # the kept are distinct: nothing depends on an order
-    return x_grad, qkv_g.T @ entry, narrow.T @ mixed, norm_g
+    out_wg = _weight_gradient(needs.out, narrow, mixed)
+    return x_grad, _weight_gradient(needs.qkv, qkv_g, entry), out_wg, norm_g
 
 
 def _mlp_backward(
-    grad: Tensor, w: Matrices, kept: tuple[Tensor, ...], after: NormState
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, w: Matrices, kept: tuple[Tensor, ...], after: NormState, needs: Needs
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of the residual stream before the MLP and of gate, up and down."""
     inner, gate, up, active, product = kept
     narrow = grad.to(product.dtype)
-    down_wg = narrow.T @ product
+    down_wg = _weight_gradient(needs.down, narrow, product)
     product_g = narrow @ w.down
     up_g = product_g * active
     gate_g = torch.ops.aten.silu_backward(product_g.mul_(up), gate)
     inner_g = torch.addmm(gate_g @ w.gate, up_g, w.up)
     middle_grad = after.backward(inner_g.to(grad.dtype)).add_(grad)
-    return middle_grad, gate_g.T @ inner, up_g.T @ inner, down_wg
+    gate_wg = _weight_gradient(needs.gate or needs.second, gate_g, inner)
+    return middle_grad, gate_wg, _weight_gradient(needs.up or needs.second, up_g, inner), down_wg
 
 
 def kept_tokens(predict: Tensor, total: int, grain: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import httpx
 
 from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.rollout.vllm_env import SERVERS_SINCE
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,6 +117,8 @@ def _hint(path: str) -> str:
     """What a server lacks that does not know `path`."""
     if "lora_adapter" in path:
         return " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+    if path in ("/weight_info", "/update_weight_version"):
+        return f" It must be vLLM {SERVERS_SINCE[0]}.{SERVERS_SINCE[1]} or newer, started with VLLM_SERVER_DEV_MODE=1."
     return "" if path.startswith("/v1/") else " Start the server with VLLM_SERVER_DEV_MODE=1."
 
 

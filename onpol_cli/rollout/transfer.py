@@ -26,7 +26,7 @@ from torch import Tensor
 from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.rollout.server_client import Endpoint
-from onpol_cli.rollout.vllm_env import on_gpu
+from onpol_cli.rollout.vllm_env import TRANSFER_SINCE, on_gpu, too_old
 
 BUFFER_BYTES = 2**28
 """Size of a packed piece; one tensor that is larger makes it as large as itself."""
@@ -36,17 +36,22 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
     """What `rollout.weight_transfer` means here: `auto` is `ipc` for servers that onpol starts on a GPU, else `reload`.
 
     Raises:
-        OnpolError: `ipc` or `nccl` without a GPU, or with several learner processes; `ipc` to several GPUs.
+        OnpolError: `ipc` or `nccl` without a GPU, with several learner processes, or with too old a vLLM; `ipc` to
+            several GPUs.
     """
     asked, alone, one = config.weight_transfer, not _several_processes(), config.tensor_parallel == 1
+    old = too_old(TRANSFER_SINCE)
     if asked is WeightTransfer.auto:
-        fits = on_gpu() and alone and one and not config.servers and config.lora_sync is LoraSync.merged
+        fits = on_gpu() and alone and one and not old and not config.servers and config.lora_sync is LoraSync.merged
         return WeightTransfer.ipc if fits else WeightTransfer.reload
     if asked is not WeightTransfer.reload and not (on_gpu() and alone):
         raise OnpolError(
             f"rollout.weight_transfer={asked.value} moves weights between GPUs for one learner process; here is "
             f"{'no GPU' if alone else 'more than one process'}. Use rollout.weight_transfer=reload."
         )
+    if asked is not WeightTransfer.reload and old:
+        setting = f"rollout.weight_transfer={asked.value}"
+        raise OnpolError(f"{setting} needs another vLLM: {old}. Use rollout.weight_transfer=reload.")
     if asked is WeightTransfer.ipc and not one:
         raise OnpolError(
             f"rollout.weight_transfer=ipc reaches the learner's own GPU only, and rollout.tensor_parallel is "

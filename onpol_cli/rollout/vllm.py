@@ -86,7 +86,7 @@ class VllmEngine:
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
         start = merged_weights(model, merge=config.lora_sync is LoraSync.merged)
-        if config.tensor_parallel > 1:
+        if self._from_folder:
             with model_folder(config.exchange, start, model.config, self.vocabulary, None) as folder:
                 self.llm = self._start(str(folder), seed)
             self.weight_version = 0
@@ -94,8 +94,17 @@ class VllmEngine:
             self.llm = self._start(model_path, seed)
             self.sync_weights(start)  # version 0: the starting weights
 
+    @property
+    def _from_folder(self) -> bool:
+        """Whether the starting weights come from a folder.
+
+        Workers in other processes read one, and a dummy loader could not reload from one later; vLLM before 0.31 cannot
+        reload weights below LoRA layers, which keep the starting weights anyway.
+        """
+        return self.config.tensor_parallel > 1 or self.config.lora_sync is LoraSync.adapter
+
     def _start(self, model_path: str, seed: int) -> Any:
-        """A vLLM `LLM` with uninitialised weights."""
+        """A vLLM `LLM`, with the weights in `model_path` or uninitialised ones."""
         values = defaults()
         with contained(values), quiet(self.log):
             if "VLLM_CONFIGURE_LOGGING" in values:  # the user has not set it
@@ -116,8 +125,7 @@ class VllmEngine:
         arguments: dict[str, Any] = {
             "model": model_path,
             "skip_tokenizer_init": True,
-            # workers in other processes read a folder, and a dummy loader could not reload from one
-            "load_format": "dummy" if config.tensor_parallel == 1 else "safetensors",
+            "load_format": "safetensors" if self._from_folder else "dummy",
             "hf_overrides": {"vocab_size": self.vocabulary, **hf_overrides(config)},
             "dtype": config.dtype.value,
             "seed": seed % 2**31,

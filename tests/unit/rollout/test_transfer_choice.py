@@ -7,7 +7,7 @@ import torch
 
 from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.rollout import transfer
+from onpol_cli.rollout import transfer, vllm_env
 from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, server_gpus, server_options, server_variables
 
 IPC, NCCL, RELOAD = WeightTransfer.ipc, WeightTransfer.nccl, WeightTransfer.reload
@@ -30,6 +30,17 @@ def test_on_a_gpu_own_servers_share_its_memory(monkeypatch):
     assert chosen(RolloutConfig(weight_transfer=NCCL, tensor_parallel=2)) is NCCL
     with pytest.raises(OnpolError, match=r"Use rollout\.weight_transfer=nccl"):
         chosen(RolloutConfig(weight_transfer=IPC, tensor_parallel=2))
+
+
+def test_a_vllm_before_the_trainers_side_of_transfer_goes_through_a_folder(monkeypatch):
+    monkeypatch.setattr(transfer, "on_gpu", lambda: True)
+    monkeypatch.setattr(vllm_env, "installed_version", lambda *names: "0.29.0")
+    assert chosen(RolloutConfig()) is RELOAD
+    assert chosen(RolloutConfig(weight_transfer=RELOAD)) is RELOAD
+    with pytest.raises(OnpolError, match=r"0\.30 or newer is needed, 0\.29\.0 is installed"):
+        chosen(RolloutConfig(weight_transfer=NCCL))
+    monkeypatch.setattr(vllm_env, "installed_version", lambda *names: "0.30.0")
+    assert chosen(RolloutConfig()) is IPC
 
 
 def test_what_servers_are_started_with():

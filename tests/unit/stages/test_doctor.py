@@ -13,6 +13,7 @@ import torch
 from onpol_cli.core.compose import compose
 from onpol_cli.core.config import Config, Engine
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.rollout import vllm_env
 from onpol_cli.stages import doctor_checks as checks
 from onpol_cli.stages.doctor import examine, preflight, require_preflight, row_findings, run_doctor
 from onpol_cli.stages.doctor_checks import Finding, Level
@@ -43,11 +44,21 @@ def test_cuda_without_cuda_is_an_error(config: Callable[..., Config]) -> None:
 def test_an_engine_that_is_not_installed_matters_only_if_it_is_asked_for(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_env, "find_spec", lambda name: None)
     assert worst(checks.check_engines(config())).level is Level.ok
     found = worst(checks.check_engines(config("rollout=vllm")))
     assert found.level is Level.error and "pip install 'onpol[vllm]'" in found.remedy
     assert checks.engine_state(Engine.hf)[0]
+
+
+def test_servers_of_an_old_vllm_are_refused_where_they_are_asked_for(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_env, "find_spec", lambda name: object())
+    monkeypatch.setattr(vllm_env, "installed_version", lambda *names: "0.26.0")
+    assert worst(checks.check_engines(config("rollout=vllm"))).level is Level.ok
+    found = worst(checks.check_engines(config("rollout=vllm_server")))
+    assert found.level is Level.error and "0.27 or newer is needed, 0.26.0 is installed" in found.message
 
 
 @pytest.mark.parametrize(
