@@ -3,7 +3,7 @@
 Owns the choice of a backend (`rollout.weight_transfer`), what servers must be started with for it, the control
 plane over HTTP, and the stream that vLLM's trainer side reads. `ipc`: learner and server share one GPU and
 handles of memory travel; `nccl`: the server has GPUs of its own and weights are broadcast. Written to
-`vllm.distributed.weight_transfer` of vLLM 0.32 and tested against its classes and HTTP routes; not yet run
+`vllm.distributed.weight_transfer` of vLLM 0.30 to 0.32, tested against its classes and HTTP routes; not yet run
 on a GPU. Without one, weights go through a folder (`server_client.Endpoint.load`), and an engine in this
 process is handed the tensors themselves (`vllm.py`), so that neither comes here.
 """

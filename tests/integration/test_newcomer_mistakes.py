@@ -11,6 +11,7 @@ from onpol_cli.cli import app
 from onpol_cli.core.compose import compose
 from onpol_cli.core.settings import groups
 from onpol_cli.process import OUT_OF_MEMORY, run
+from onpol_cli.rollout import vllm_env
 from onpol_cli.runs.rundir import RunDir
 from onpol_cli.stages import doctor_checks
 
@@ -200,7 +201,7 @@ def test_running_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[
 
 
 def test_asking_for_vllm_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_env, "find_spec", lambda name: None)
     (found,) = [item for item in doctor_checks.check_engines(compose(["rollout=vllm"])) if item.level == "error"]
     assert (found.message, found.remedy) == (
         "vLLM is not installed",
