@@ -57,7 +57,7 @@ def server_arguments(config: RolloutConfig, context: int, port: int, seed: int) 
     if changes := hf_overrides(config):
         options += ["--hf-overrides", json.dumps(changes)]
     if config.lora_sync is LoraSync.adapter:
-        options += ["--enable-lora", "--max-lora-rank", str(adapter_rank(config.max_lora_rank)), "--max-loras", "1"]
+        options += ["--enable-lora", "--max-lora-rank", str(adapter_rank(config, on_gpu())), "--max-loras", "1"]
     options += server_options(chosen(config))
     if on_gpu():
         options += ["--gpu-memory-utilization", str(config.gpu_memory)]

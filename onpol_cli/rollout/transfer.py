@@ -26,7 +26,7 @@ from torch import Tensor
 from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.rollout.server_client import Endpoint
-from onpol_cli.rollout.vllm_env import TRANSFER_SINCE, on_gpu, too_old
+from onpol_cli.rollout.vllm_env import TRANSFER_SINCE, on_gpu, several_processes, too_old
 
 BUFFER_BYTES = 2**28
 """Size of a packed piece; one tensor that is larger makes it as large as itself."""
@@ -39,7 +39,7 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
         OnpolError: `ipc` or `nccl` without a GPU, with several learner processes, or with too old a vLLM; `ipc` to
             several GPUs.
     """
-    asked, alone, one = config.weight_transfer, not _several_processes(), config.tensor_parallel == 1
+    asked, alone, one = config.weight_transfer, not several_processes(), config.tensor_parallel == 1
     old = too_old(TRANSFER_SINCE)
     if asked is WeightTransfer.auto:
         fits = on_gpu() and alone and one and not old and not config.servers and config.lora_sync is LoraSync.merged
@@ -58,11 +58,6 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
             f"{config.tensor_parallel}. Use rollout.weight_transfer=nccl."
         )
     return asked
-
-
-def _several_processes() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def server_options(kind: WeightTransfer) -> list[str]:

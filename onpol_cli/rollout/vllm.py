@@ -18,6 +18,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig
+from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
 from onpol_cli.learner.weights import Adapter, merged_weights
@@ -39,6 +40,7 @@ from onpol_cli.rollout.vllm_env import (
     quiet,
     require_vllm,
     route_logs,
+    several_processes,
 )
 from onpol_cli.rollout.vllm_params import (
     CPU_BLOCK,
@@ -63,7 +65,7 @@ class VllmEngine:
         model: transformers causal LM whose weights are handed over.
 
     Raises:
-        OnpolError: vLLM is not installed.
+        OnpolError: vLLM is not installed, or cannot do on this machine what is asked for.
         RunFailed: vLLM cannot start; the message names its log.
     """
 
@@ -71,6 +73,11 @@ class VllmEngine:
         self, config: RolloutConfig, model_path: str, tokenizer: Any, seed: int = 0, model: Any = None
     ) -> None:
         require_vllm("rollout=vllm")
+        if config.tensor_parallel > 1 and several_processes():
+            raise OnpolError(
+                f"rollout=vllm gives each learner process an engine on its own GPU, and rollout.tensor_parallel is "
+                f"{config.tensor_parallel}. Set it to 1, or use rollout=vllm_server."
+            )
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.config, self.tokenizer, self.log = config, tokenizer, log_path()
@@ -144,7 +151,9 @@ class VllmEngine:
             budget = cpu_step_tokens(config.max_batch, self.context)
             arguments |= {"block_size": CPU_BLOCK, "enable_chunked_prefill": False, "max_num_batched_tokens": budget}
         if config.lora_sync is LoraSync.adapter:
-            arguments |= {"enable_lora": True, "max_lora_rank": adapter_rank(config.max_lora_rank), "max_loras": 1}
+            arguments |= {"enable_lora": True, "max_lora_rank": adapter_rank(config, gpu), "max_loras": 1}
+        if several_processes():  # an engine each, on the GPU of LOCAL_RANK: by itself vLLM would take the first for all
+            arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
 
     # ---- sampling
@@ -274,10 +283,25 @@ class VllmEngine:
             self.asleep = True
 
     def wake(self) -> None:
-        """Bring weights and cache back."""
-        if self.asleep:
+        """Bring weights and cache back.
+
+        Raises:
+            RunFailed: others have taken the memory.
+        """
+        if not self.asleep:
+            return
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()  # what the learner has freed; vLLM before 0.27 does not ask for it
+        try:
             self.llm.wake_up()
-            self.asleep = False
+        except RuntimeError as error:
+            raise RunFailed(
+                f"vLLM could not take its GPU memory back: {str(error)[:300]}. Lower rollout.gpu_memory or "
+                "learner.batch_tokens; the last checkpoint is kept: --resume."
+            ) from error
+        self.asleep = False
 
     def close(self) -> None:
         """Shut the engine down and free its memory."""
@@ -285,13 +309,20 @@ class VllmEngine:
             return
         if self.adapter_folder is not None:
             remove_folder(self.adapter_folder)
+        try:
+            self.wake()  # freeing memory that sleeps unmaps it a second time, which CUDA takes ill for good
+        except RunFailed as error:
+            LOGGER.warning("%s", error)
         with quiet(self.log):
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
             gc.collect()
-            from vllm.distributed import cleanup_dist_env_and_memory
+            from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
 
-            cleanup_dist_env_and_memory()
+            if several_processes():  # the process group is the learner's
+                destroy_model_parallel()
+            else:
+                cleanup_dist_env_and_memory()
 
     def __enter__(self) -> Self:
         return self

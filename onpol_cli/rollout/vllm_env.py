@@ -71,6 +71,13 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def several_processes() -> bool:
+    """Whether the learner runs in several processes."""
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def defaults() -> dict[str, str]:
     """Variables for an engine in this process, without those that the user has set."""
     wanted = DEFAULTS if on_gpu() else DEFAULTS | CPU_DEFAULTS

@@ -65,12 +65,18 @@ def cpu_step_tokens(max_batch: int, context: int) -> int:
     return max(context, min(CPU_STEP_TOKENS, max_batch * context))
 
 
-def adapter_rank(largest: int) -> int:
-    """The smallest rank that vLLM offers and an adapter of rank `largest` fits into.
+def adapter_rank(config: RolloutConfig, gpu: bool) -> int:
+    """The smallest rank that vLLM offers and an adapter of `rollout.max_lora_rank` fits into.
 
     Raises:
-        OnpolError: it offers none.
+        OnpolError: it offers none, or no adapter in this number format.
     """
+    if gpu and config.dtype is Dtype.float32:  # its Triton kernels assert float16 or bfloat16 (0.24 to 0.33)
+        raise OnpolError(
+            "rollout.lora_sync=adapter on a GPU needs rollout.dtype=bfloat16: vLLM has no kernels for "
+            "float32 adapters. Or use rollout.lora_sync=merged."
+        )
+    largest = config.max_lora_rank
     found = next((rank for rank in ADAPTER_RANKS if rank >= largest), None)
     if found is None:
         raise OnpolError(

@@ -158,6 +158,8 @@ def check_sync(config: Config) -> list[Finding]:
 
 
 def _adapter_sync(config: Config) -> Finding:
+    from onpol_cli.rollout.vllm_params import adapter_rank
+
     rollout, rank = config.rollout, config.model.lora.rank
     if rollout.lora_sync is LoraSync.merged:
         return ok("weight sync", "whole weights")
@@ -170,6 +172,8 @@ def _adapter_sync(config: Config) -> Finding:
     if rank > rollout.max_lora_rank:
         message = f"model.lora.rank={rank} is beyond rollout.max_lora_rank={rollout.max_lora_rank}"
         return failure("weight sync", message, f"Set rollout.max_lora_rank={rank}.")
+    if not rollout.servers:
+        adapter_rank(rollout, _on_gpu(config))
     return ok("weight sync", f"LoRA adapters of rank {rank}")
 
 

@@ -23,6 +23,8 @@ from onpol_cli.rollout.health import mismatch, score_rollouts
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where vLLM runs, and the learner's side with it."""
+ADAPTED = Dtype.float32 if DEVICE == "cpu" else Dtype.bfloat16
+"""Format below adapters: vLLM's kernels for them on a GPU know no float32."""
 
 
 def free():
@@ -63,7 +65,7 @@ def adapters(folder):
     model, tokenizer = load_adapted(folder)
     model.to(DEVICE)
     config = RolloutConfig(
-        engine=Engine.vllm, max_batch=16, max_context=256, lora_sync=LoraSync.adapter, max_lora_rank=5
+        engine=Engine.vllm, max_batch=16, max_context=256, lora_sync=LoraSync.adapter, max_lora_rank=5, dtype=ADAPTED
     )
     with build_engine(config, folder, tokenizer, 0, DEVICE, model) as engine:
         record = exercise_adapters(engine, model, tokenizer)

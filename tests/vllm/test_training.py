@@ -99,6 +99,18 @@ def test_a_run_outlives_a_server_and_resumes_after_the_last(root, environment):
     assert not [pid for pid, _, group, _ in processes() if group in (first, second)], "no engine is left behind"
 
 
+def test_each_learner_process_has_a_sampler_of_its_own(root, environment):
+    student = ("distill", "student", "tutor=tutor", "method=opd", "method.steps=4")
+    for name, more in (("one", ()), ("two", ("parallel.nproc=2",))):
+        done = onpol(environment, *words(root, name, *student, "rollout=vllm", *more))
+        assert done.returncode == 0, done.stderr[-3000:]
+    pairs = list(zip(rows(root / "one"), rows(root / "two"), strict=True))
+    assert len(pairs) == 4 and all(row["canary/max_abs"] < TOLERANCE for pair in pairs for row in pair)
+    alone, together = pairs[0]
+    assert together["tokens/scored"] == alone["tokens/scored"], "the same rollouts, each made in one of two processes"
+    assert together["loss/total"] == pytest.approx(alone["loss/total"], rel=1e-3)
+
+
 COMPARED = ("loss/total", "kl/teacher", "grad_norm", "entropy", "reward/mean", "length/mean", "tokens/scored")
 
 

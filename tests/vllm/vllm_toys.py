@@ -183,7 +183,7 @@ def exercise(engine, model, tokenizer):
         engine.sync_weights(merged_weights(model))
     rollouts = engine.generate(prompts(), sampling)
     record["gap_after_updates"], record["version"] = gap(rollouts), rollouts[0].weight_version
-    record["canary"] = canary(engine, score, prompts(1), sampling, 1e-3).largest
+    record["canary"] = canary(engine, score, prompts(1), sampling, 0.02).largest
 
     update(model, 98)  # a sync that is skipped
     record["stale"] = message(lambda: canary(engine, score, prompts(1), sampling, 0.02))
@@ -220,16 +220,19 @@ def exercise_adapters(engine, model, tokenizer):
     vocabulary, sampling = len(tokenizer), SamplingConfig(max_new_tokens=10)
     score = scorer(model, vocabulary)
 
-    def gap():
+    def apart():
         rollouts = engine.generate(prompts(), sampling)
-        return mismatch(rollouts, score_rollouts(rollouts, score)).largest
+        return mismatch(rollouts, score_rollouts(rollouts, score))
 
-    record = {"none_sent": message(lambda: canary(engine, score, prompts(1), sampling, 0.02)), "gaps": []}
+    record = {"none_sent": message(lambda: canary(engine, score, prompts(1), sampling, 0.02))}
+    record |= {"gaps": [], "kls": [], "kl_none_sent": apart().kl}
     for number in range(UPDATES):
         update_adapters(model, number)
         engine.sync_adapter(adapter_of(model))
         if number in (0, 1, UPDATES - 1):
-            record["gaps"].append(gap())
+            found = apart()
+            record["gaps"].append(found.largest)
+            record["kls"].append(found.kl)
     record["version"] = engine.weight_version
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=10)
     record["greedy"] = as_lists(engine.generate(prompts(1), greedy))

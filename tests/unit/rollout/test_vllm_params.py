@@ -1,6 +1,7 @@
 """Requests to vLLM leave nothing to defaults, and answers are not believed unchecked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from onpol_cli.core.types import Finish
 from onpol_cli.rollout.engine import Prompt
 from onpol_cli.rollout.server_process import server_arguments
 from onpol_cli.rollout.teacher import ServerScorer, read_logprobs, request_body
-from onpol_cli.rollout.vllm_params import CompleteWeights, hf_overrides, make_rollout, real_rows, request_fields
+from onpol_cli.rollout.vllm_params import (
+    CompleteWeights,
+    adapter_rank,
+    hf_overrides,
+    make_rollout,
+    real_rows,
+    request_fields,
+)
 
 PROMPT = Prompt("p", (1, 2), samples=2, seed=5, limits=(9, 30))
 
@@ -101,3 +109,13 @@ def test_teacher_requests_score_at_temperature_one():
     assert (body["prompt"], body["prompt_logprobs"], body["temperature"], body["max_tokens"]) == ([1, 2, 3], 0, 1.0, 1)
     with pytest.raises(OnpolError, match="always at temperature 1"):
         ServerScorer(None, "", None, temperature=0.7)
+
+
+def test_adapters_on_a_gpu_want_bf16_layers():
+    config = RolloutConfig(max_lora_rank=5)
+    assert adapter_rank(config, gpu=False) == 8
+    with pytest.raises(OnpolError, match=r"needs rollout\.dtype=bfloat16.*rollout\.lora_sync=merged"):
+        adapter_rank(config, gpu=True)
+    assert adapter_rank(replace(config, dtype=Dtype.bfloat16), gpu=True) == 8
+    with pytest.raises(OnpolError, match="beyond vLLM's 512"):
+        adapter_rank(RolloutConfig(max_lora_rank=513), gpu=False)

@@ -1,0 +1,88 @@
+"""vLLM in process where only a GPU goes: sleep and its end, several learner processes. vLLM itself is a recorder."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from onpol_cli.core.config import RolloutConfig
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.rollout import vllm
+from onpol_cli.rollout.vllm import VllmEngine
+
+
+class Recorder:
+    """Stands for `LLM` and its engine core; notes what is asked of it."""
+
+    def __init__(self, calls, wakes=True):
+        self.calls, self.wakes = calls, wakes
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: calls.append("shutdown")))
+
+    def sleep(self, level):
+        self.calls.append("sleep")
+
+    def wake_up(self):
+        self.calls.append("wake")
+        if not self.wakes:
+            raise RuntimeError("cuMemCreate: out of memory")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Calls in their order, those to `vllm.distributed` among them; on what says that it is a GPU."""
+    found = []
+    distributed = SimpleNamespace(
+        cleanup_dist_env_and_memory=lambda: found.append("cleanup"),
+        destroy_model_parallel=lambda: found.append("model parallel"),
+    )
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(distributed=distributed))
+    monkeypatch.setitem(sys.modules, "vllm.distributed", distributed)
+    monkeypatch.setattr(vllm, "on_gpu", lambda: True)
+    return found
+
+
+def engine_on(llm, tmp_path):
+    engine = object.__new__(VllmEngine)
+    engine.config, engine.llm, engine.log = RolloutConfig(), llm, tmp_path / "vllm.log"
+    engine.adapter_folder, engine.asleep = None, False
+    return engine
+
+
+def test_an_engine_that_sleeps_wakes_before_it_closes(calls, tmp_path):
+    engine = engine_on(Recorder(calls), tmp_path)
+    engine.sleep()
+    engine.close()
+    assert calls == ["sleep", "wake", "shutdown", "cleanup"] and engine.llm is None
+    engine.close()
+    assert len(calls) == 4
+
+
+def test_an_engine_that_is_awake_just_closes(calls, tmp_path):
+    engine_on(Recorder(calls), tmp_path).close()
+    assert calls == ["shutdown", "cleanup"]
+
+
+def test_memory_that_others_took_ends_the_run_with_a_remedy_and_does_not_keep_it_from_closing(calls, tmp_path):
+    engine = engine_on(Recorder(calls, wakes=False), tmp_path)
+    engine.sleep()
+    with pytest.raises(RunFailed, match=r"out of memory.*rollout\.gpu_memory.*--resume"):
+        engine.wake()
+    engine.close()
+    assert calls == ["sleep", "wake", "wake", "shutdown", "cleanup"]
+
+
+def test_the_process_group_of_several_learners_outlives_the_engine(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "several_processes", lambda: True)
+    engine_on(Recorder(calls), tmp_path).close()
+    assert calls == ["shutdown", "model parallel"]
+
+
+def test_several_learners_have_an_engine_each_on_a_gpu_of_their_own(calls, tmp_path, monkeypatch):
+    engine = engine_on(None, tmp_path)
+    engine.vocabulary, engine.context = 10, 64
+    assert "distributed_executor_backend" not in engine._arguments("folder", 0)
+    monkeypatch.setattr(vllm, "several_processes", lambda: True)
+    assert engine._arguments("folder", 0)["distributed_executor_backend"] == "external_launcher"
+    monkeypatch.setattr(vllm, "require_vllm", lambda setting: None)
+    with pytest.raises(OnpolError, match=r"tensor_parallel is 2\. Set it to 1, or use rollout=vllm_server"):
+        VllmEngine(RolloutConfig(tensor_parallel=2), "folder", None)
