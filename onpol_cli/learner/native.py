@@ -206,10 +206,9 @@ class _Layer(torch.autograd.Function):
         entering = (None, None, None) if qkv_wg is None else _split_qkv(qkv_wg, ctx.context)
         first_g = _norm_gradient((query, key, value), entering) if needs.first else None
         second_g = _norm_gradient((gate, up), (gate_wg, up_wg)) if needs.second else None
-        # d/dW of W diag(n): grad * n
-        folded = [None if m is None else m * first for m in entering]
-        folded += [out_wg, *(None if m is None else m * second for m in (gate_wg, up_wg)), down_wg]
-        matrices = [None if m is None else m.to(first.dtype) for m in folded]
+        gate_up = (_unfold(gate_wg, second), _unfold(up_wg, second))
+        unfolded = (*(_unfold(m, first) for m in entering), out_wg, *gate_up, down_wg)
+        matrices = [None if m is None else m.to(first.dtype) for m in unfolded]
         shape = ctx.context.shape
         head_norms = (norm_g[: shape.heads].sum(0) * shape.scale, norm_g[shape.heads :].sum(0))
         return None, None, x_grad, first_g, second_g, *matrices, *head_norms
@@ -241,9 +240,18 @@ def _weight_gradient(wanted: bool, upstream: Tensor, entry: Tensor) -> Tensor | 
     return upstream.T @ entry if wanted else None
 
 
+def _unfold(gradient: Tensor | None, norm: Tensor) -> Tensor | None:
+    """Gradient of W from that of `W diag(norm)`."""
+    return None if gradient is None else gradient * norm
+
+
 def _norm_gradient(matrices: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
     """`[H]` gradient of the n in `W diag(n)`, summed over several W: the sum over rows of W * grad."""
-    return torch.stack([(m * g).sum(0) for m, g in zip(matrices, gradients, strict=True) if g is not None]).sum(0)
+    total = torch.zeros_like(matrices[0][0])
+    for weight, gradient in zip(matrices, gradients, strict=True):
+        assert gradient is not None, "a norm that wants a gradient needs those of all its matrices"
+        total = total + (weight * gradient).sum(0)
+    return total
 
 
 def _split_qkv(grad: Tensor, context: Context) -> tuple[Tensor, ...]:

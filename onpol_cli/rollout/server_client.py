@@ -118,7 +118,7 @@ def _hint(path: str) -> str:
     if "lora_adapter" in path:
         return " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
     if path in ("/weight_info", "/update_weight_version"):
-        return f" It must be vLLM {SERVERS_SINCE[0]}.{SERVERS_SINCE[1]} or newer, started with VLLM_SERVER_DEV_MODE=1."
+        return f" It must be vLLM {SERVERS_SINCE} or newer, started with VLLM_SERVER_DEV_MODE=1."
     return "" if path.startswith("/v1/") else " Start the server with VLLM_SERVER_DEV_MODE=1."
 
 

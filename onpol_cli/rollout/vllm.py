@@ -2,7 +2,7 @@
 
 Owns the engine's construction, its request loop, weight sync in place and sleep. The padded rows of a
 checkpoint's vocabulary never enter the engine: it is built with the tokenizer's size and receives its
-weights, the first ones included, through the same sync. Environment and logs are `vllm_env`'s,
+weights through one sync, or the first ones from a folder cut to that size. Environment and logs are `vllm_env`'s,
 request fields `vllm_params`'.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig
@@ -290,8 +291,6 @@ class VllmEngine:
         """
         if not self.asleep:
             return
-        import torch
-
         gc.collect()
         torch.cuda.empty_cache()  # what the learner has freed; vLLM before 0.27 does not ask for it
         try:
@@ -299,7 +298,7 @@ class VllmEngine:
         except RuntimeError as error:
             raise RunFailed(
                 f"vLLM could not take its GPU memory back: {str(error)[:300]}. Lower rollout.gpu_memory or "
-                "learner.batch_tokens; the last checkpoint is kept: --resume."
+                "learner.micro_tokens; the last checkpoint is kept: --resume."
             ) from error
         self.asleep = False
 

@@ -31,10 +31,10 @@ CPU_DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would pin the learner's threads as well
 }
 
-SERVERS_SINCE = (0, 27)
+SERVERS_SINCE = "0.27"
 """The first vLLM whose servers tell the version of their weights (`/weight_info`), without which none is trusted."""
-TRANSFER_SINCE = (0, 30)
-"""The first vLLM whose trainer side of weight transfer is as `transfer` uses it."""
+TRANSFER_SINCE = "0.30"
+"""The first vLLM on whose sources the tests of `transfer` pass."""
 
 
 def vllm_version() -> str | None:
@@ -42,12 +42,13 @@ def vllm_version() -> str | None:
     return installed_version("vllm", "vllm-cpu")
 
 
-def too_old(since: tuple[int, int]) -> str | None:
+def too_old(since: str) -> str | None:
     """That the installed vLLM comes before release `since`, in words; None if it does not, or no release is known."""
-    found = release(vllm_version())
-    if found is None or found >= since:
+    version, wanted = vllm_version(), release(since)
+    found = release(version)
+    if found is None or wanted is None or found >= wanted:
         return None
-    return f"version {since[0]}.{since[1]} or newer is needed, {vllm_version()} is installed"
+    return f"version {since} or newer is needed, {version} is installed"
 
 
 def vllm_problem() -> str | None:
@@ -57,7 +58,7 @@ def vllm_problem() -> str | None:
     return None
 
 
-def require_vllm(setting: str, since: tuple[int, int] | None = None) -> None:
+def require_vllm(setting: str, since: str | None = None) -> None:
     """Raise `OnpolError` naming `setting` where vLLM is not installed, or comes before release `since`."""
     problem = vllm_problem() or (too_old(since) if since else None)
     if problem:

@@ -173,7 +173,7 @@ def _adapter_sync(config: Config) -> Finding:
         message = f"model.lora.rank={rank} is beyond rollout.max_lora_rank={rollout.max_lora_rank}"
         return failure("weight sync", message, f"Set rollout.max_lora_rank={rank}.")
     if not rollout.servers:
-        adapter_rank(rollout, _on_gpu(config))
+        adapter_rank(rollout, _on_gpu(config))  # raises where vLLM offers none
     return ok("weight sync", f"LoRA adapters of rank {rank}")
 
 

@@ -49,34 +49,34 @@ def test_sleep_gives_memory_back(cuda, record):
 STUDENT = ("distill", "student", "tutor=tiny", "method=opd", "method.teacher_temperature=2", "method.steps=4")
 
 
-def healthy(rows, gap=GAP):
+def assert_healthy(rows, gap=GAP):
     assert len(rows) == 4 and max(row["canary/max_abs"] for row in rows) < gap
     assert max(row["kl/mismatch"] for row in rows) < 1e-3
 
 
 def test_a_run_samples_in_process(vllm_there, onpol):
-    healthy(onpol("inprocess", *STUDENT, "rollout=vllm", "rollout.dtype=float32"))
+    assert_healthy(onpol("inprocess", *STUDENT, "rollout=vllm", "rollout.dtype=float32"))
 
 
 def test_a_run_samples_from_adapters_in_process(vllm_there, onpol):
     words = ("model.lora.rank=8", "rollout.lora_sync=adapter", "rollout.dtype=bfloat16", "rollout.canary_tolerance=0.5")
-    healthy(onpol("adapters", *STUDENT, "rollout=vllm", *words), gap=0.5)
+    assert_healthy(onpol("adapters", *STUDENT, "rollout=vllm", *words), gap=0.5)
 
 
 def test_each_learner_process_samples_on_its_own_gpu(cuda, vllm_there, onpol):
     if torch.cuda.device_count() < 2:
         pytest.skip(f"needs two GPUs, and torch sees {torch.cuda.device_count()}")
-    healthy(onpol("two", *STUDENT, "rollout=vllm", "rollout.dtype=float32", "parallel.nproc=2"))
+    assert_healthy(onpol("two", *STUDENT, "rollout=vllm", "rollout.dtype=float32", "parallel.nproc=2"))
 
 
 @pytest.mark.parametrize("transfer", ["ipc", "reload"])
 def test_a_run_samples_from_a_server_on_its_own_gpu(cuda, vllm_there, onpol, transfer):
     words = ("rollout=vllm_server", "rollout.dtype=float32", "rollout.gpu_memory=0.3")
-    healthy(onpol(transfer, *STUDENT, *words, f"rollout.weight_transfer={transfer}"))
+    assert_healthy(onpol(transfer, *STUDENT, *words, f"rollout.weight_transfer={transfer}"))
 
 
 def test_a_run_sends_weights_by_nccl_to_another_gpu(cuda, vllm_there, onpol):
     if torch.cuda.device_count() < 2:
         pytest.skip(f"needs two GPUs, and torch sees {torch.cuda.device_count()}")
     words = ("rollout=vllm_server", "rollout.dtype=float32", "rollout.weight_transfer=nccl")
-    healthy(onpol("nccl", *STUDENT, *words))
+    assert_healthy(onpol("nccl", *STUDENT, *words))

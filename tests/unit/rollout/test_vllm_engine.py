@@ -65,7 +65,7 @@ def test_an_engine_that_is_awake_just_closes(calls, tmp_path):
 def test_memory_that_others_took_ends_the_run_with_a_remedy_and_does_not_keep_it_from_closing(calls, tmp_path):
     engine = engine_on(Recorder(calls, wakes=False), tmp_path)
     engine.sleep()
-    with pytest.raises(RunFailed, match=r"out of memory.*rollout\.gpu_memory.*--resume"):
+    with pytest.raises(RunFailed, match=r"out of memory.*rollout\.gpu_memory or learner\.micro_tokens.*--resume"):
         engine.wake()
     engine.close()
     assert calls == ["sleep", "wake", "wake", "shutdown", "cleanup"]

@@ -89,17 +89,17 @@ def test_missing_vllm_is_explained(monkeypatch):
 def test_a_vllm_too_old_for_servers_is_named_with_what_it_lacks(version, old, monkeypatch):
     monkeypatch.setattr(vllm_env, "find_spec", lambda name: object())
     monkeypatch.setattr(vllm_env, "installed_version", lambda *names: version)
-    assert (vllm_env.too_old((0, 27)) is not None) is old
+    assert (vllm_env.too_old("0.27") is not None) is old
     vllm_env.require_vllm("rollout=vllm")
     if old:
         with pytest.raises(OnpolError, match=f"rollout=vllm_server needs vLLM: version 0.27 or newer .*{version}"):
-            vllm_env.require_vllm("rollout=vllm_server", (0, 27))
+            vllm_env.require_vllm("rollout=vllm_server", "0.27")
 
 
 @pytest.mark.parametrize("version", [None, "0.1.dev1+g12ab", "0.33.1.dev20", "unknown"])
 def test_builds_between_releases_are_taken_as_new(version, monkeypatch):
     monkeypatch.setattr(vllm_env, "installed_version", lambda *names: version)
-    assert vllm_env.too_old((0, 27)) is None
+    assert vllm_env.too_old("0.27") is None
 
 
 def test_ports_are_usable_and_commands_are_pythons_own():
