@@ -374,6 +374,8 @@ class ParallelConfig:
     """host:port of node 0 when nnodes > 1."""
     backend: str = "auto"
     """nccl, gloo, or auto by device."""
+    timeout_minutes: float = 120.0
+    """How long a process waits for the others, which may be writing a checkpoint or grading, before it gives up."""
 
 
 @dataclass

@@ -19,10 +19,11 @@ from onpol_cli.core.config import Dtype, LearnerConfig
 from onpol_cli.learner import native
 from onpol_cli.learner.batch import Layout, Tokens, lay_out, plan
 from onpol_cli.learner.head import HeadOptions
-from onpol_cli.learner.kernels import compile_layers, use_liger
+from onpol_cli.learner.kernels import compile_layers, steady_attention, use_liger
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy
 from onpol_cli.learner.packed import PackedLayout, pack, plan_packed
 from onpol_cli.learner.parallel import World, shard
+from onpol_cli.learner.preflight import check_logits
 from onpol_cli.learner.weights import evaluating
 
 Pair = tuple[Tokens, Tokens]
@@ -69,6 +70,8 @@ class TokenModel:
         self.device = device
         self.temperature = temperature
         self.world = world or World()
+        steady_attention(device)
+        check_logits(self.model, vocab)
         if config.liger:
             use_liger(self.model, device)
         if config.compile:

@@ -1,4 +1,4 @@
-"""Other people's kernels for transformers' decoder layers: torch.compile and Liger. In place; names stay."""
+"""Other people's kernels for transformers' decoder layers: torch.compile, Liger, and which attention torch may take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import torch
 from transformers import PreTrainedModel
 
 from onpol_cli.core.errors import OnpolError
+
+
+def steady_attention(device: torch.device) -> None:
+    """On CUDA, no cuDNN kernels for torch's attention from now on in this process; nothing to do elsewhere.
+
+    torch prefers them on Hopper and Blackwell. They build a plan for each new shape of queries and keys, in tens of
+    milliseconds of the CPU's time, and here shapes change with every micro-batch, and while sampling with every token.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -233,15 +233,16 @@ class Learner:
         """The LoRA matrices alone, for samplers that hold the base and take adapters."""
         return adapter_of(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, keep: bool = True) -> dict[str, Any]:
         """Trainable weights, optimiser, schedule position and every process's random state, for exact resume.
 
-        Whole tensors on the CPU, whatever the number of processes (of which every one must call).
+        Whole tensors on the CPU, whatever the number of processes (of which every one must call, those that do not
+        need the result with `keep` false, which leaves its tensors out).
         """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
-            "weights": whole_state(dict(self._trainable())),
-            "optimiser": whole_state(self.optimiser.state_dict()),
+            "weights": whole_state(dict(self._trainable()), keep),
+            "optimiser": whole_state(self.optimiser.state_dict(), keep),
             "torch_rng": self.world.gather(torch.get_rng_state()),
             "cuda_rng": self.world.gather(cuda),
         }

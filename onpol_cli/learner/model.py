@@ -117,11 +117,15 @@ def random_model(hf_config: Any, seed: int, dtype: torch.dtype, device: torch.de
     import torch
     from transformers import AutoModelForCausalLM
 
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device):
+    with torch.random.fork_rng(devices=_gpus(device)), torch.device(device):
         torch.manual_seed(derive_seed(seed, "random-weights") % 2**31)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, **extra)
         return model
+
+
+def _gpus(device: torch.device) -> list[torch.device]:
+    """Devices besides the CPU whose random state a draw on `device` changes."""
+    return [device] if device.type == "cuda" else []
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
@@ -135,7 +139,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     wanted = PeftConfig(
         r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=list(config.targets)  # type: ignore[arg-type]
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=_gpus(model.device)):
         torch.manual_seed(derive_seed(seed, "lora") % 2**31)
         try:
             inject_adapter_in_model(wanted, model)

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from onpol_cli.core.config import Dtype, LearnerConfig, ParallelConfig
@@ -88,8 +89,23 @@ def join_world(config: ParallelConfig, device: torch.device) -> World:
         backend = config.backend
         if backend == "auto":
             backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+        dist.init_process_group(
+            backend,
+            device_id=device if backend == "nccl" else None,
+            timeout=timedelta(minutes=config.timeout_minutes),
+        )
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave_world() -> None:
+    """End the process group, if one was joined, at the end of a run that went well: NCCL wants it closed by hand.
+
+    After a failure the others may be waiting in a collective call; then leaving is torchrun's business.
+    """
+    import torch.distributed as dist
+
+    if under_torchrun() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def shard(model: PreTrainedModel, config: LearnerConfig, device: torch.device) -> Callable[[Callable[[], T]], T]:
@@ -145,15 +161,24 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_state(state: Any) -> Any:
-    """Nested containers with every shard made whole, on the CPU. A collective call."""
+def whole_state(state: Any, keep: bool = True) -> Any:
+    """Nested containers with every shard made whole, copied to the CPU. A collective call.
+
+    With `keep` false tensors are only passed through and None stands in their place: for ranks that take part but do
+    not write, lest each holds a copy of everything on one host.
+    """
     import torch
 
     if isinstance(state, dict):
-        return {name: whole_state(value) for name, value in state.items()}
+        return {name: whole_state(value, keep) for name, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(whole_state(value) for value in state)
-    return whole(state).cpu().clone() if isinstance(state, torch.Tensor) else state
+        return type(state)(whole_state(value, keep) for value in state)
+    if not isinstance(state, torch.Tensor):
+        return state
+    value = whole(state)
+    if not keep:
+        return None
+    return value.clone() if value.device.type == "cpu" else value.cpu()
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

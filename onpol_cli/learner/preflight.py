@@ -1,7 +1,8 @@
-"""Checks that a student and a teacher speak of the same tokens, before anything runs.
+"""Checks of models before anything is computed with them that would be wrong without failing.
 
-A distillation between models that differ in tokenizer, end of sequence, chat template or *real*
-vocabulary trains on nonsense without failing; padded output rows (151936 against 152064) are fine.
+That a student and a teacher speak of the same tokens: a distillation between models that differ in tokenizer,
+end of sequence, chat template or *real* vocabulary trains on nonsense; padded output rows (151936 against 152064)
+are fine. That a model's logits are what the losses take them for: its last hidden states times its output matrix.
 """
 
 from __future__ import annotations
@@ -9,9 +10,42 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.head import HeadOptions, chunk_logits
+from onpol_cli.learner.weights import evaluating
+
+ROUNDING = 0.02
+"""Share of the largest logit by which a model's own logits may differ from ours: bf16 rounds them to 0.4%."""
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel, vocab: int) -> None:
+    """Refuse models that do more to their logits than the chunked losses do, by a look at four tokens' logits.
+
+    Gemma 2 caps them, Cohere and Granite scale them, Phi adds a bias.
+
+    Args:
+        model: whole (not sharded), on the device where it will run.
+        vocab: real tokens.
+
+    Raises:
+        OnpolError: the model's logits are not its last hidden states times its output matrix.
+    """
+    ids = torch.arange(min(4, vocab), device=model.device)[None]
+    with evaluating(model):
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        theirs = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
+    ours = chunk_logits(states, model.get_output_embeddings().weight, HeadOptions(vocab))  # type: ignore[union-attr, arg-type]
+    capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # near 0 a cap changes little
+    if capped or (theirs - ours).abs().max() > ROUNDING * theirs.abs().max():
+        raise OnpolError(
+            f"{type(model).__name__} caps, scales or shifts its logits (or its last states): they are not last hidden "
+            "states times output matrix, which all losses here are computed from. Use a model of another architecture, "
+            "e.g. Qwen, Llama or Mistral."
+        )
 
 
 def check_pair(

@@ -45,6 +45,8 @@ class Decoder(Protocol):
 
     def bytes_per_token(self) -> int: ...
 
+    def held_bytes(self) -> int: ...
+
     def reserve(self, slots: int, length: int) -> None: ...
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Any: ...
@@ -181,6 +183,9 @@ class HfEngine:
             return self.config.max_batch
         longest = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
         free = torch.cuda.mem_get_info(self.device)[0]
+        # what torch holds without using it counts, and so does the cache of the last call, which serves again
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free += self.decoder.held_bytes()
         # a third: the cache is copied when it grows, and prefill needs room beside it
         return max(1, min(self.config.max_batch, int(free / 3 / (longest * self.decoder.bytes_per_token()))))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.head import HeadOptions, chunk_logits
+from onpol_cli.learner.kernels import steady_attention
 from onpol_cli.rollout.engine import HEAD
 
 ARCHITECTURES = ("qwen3", "qwen2", "llama")
@@ -86,6 +87,7 @@ class LeanDecoder:
     """New sequences may join while others are being decoded."""
 
     def __init__(self, model: Any, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+        steady_attention(device)
         self.shape, self.vocabulary, self.dtype, self.device = Shape(model), vocabulary, dtype, device
         self.rotary = copy.deepcopy(model.model.rotary_emb)  # moved to `device`; the model's own stays where it is
 
@@ -163,6 +165,10 @@ class LeanDecoder:
         """Cache bytes of one position of one sequence."""
         s = self.shape
         return int(2 * s.layers * s.kv_heads * s.head_dim * self.dtype.itemsize)
+
+    def held_bytes(self) -> int:
+        """Bytes of the cache as it is."""
+        return self.cache.nbytes
 
     def reserve(self, slots: int, length: int) -> None:
         """Make room for `slots` sequences of `length` positions, keeping what is cached."""
@@ -244,8 +250,11 @@ class LeanDecoder:
             q, k, v = (t.reshape(count, longest, -1, s.head_dim).transpose(1, 2)
                        for t in self._attend_inputs(layer, x, cos, sin))
             stored[number, 0], stored[number, 1] = k, v
+            if self.device.type == "cuda" and self.dtype == torch.float32:
+                # flash attention has no float32 and others no shared key heads: they would hold all L x L scores
+                k, v = (t.repeat_interleave(s.heads // s.kv_heads, 1) for t in (k, v))
             # padding stands on the right, where causal attention never looks
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=s.heads != s.kv_heads)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=s.heads != k.shape[1])
             mixed = mixed.transpose(1, 2).reshape(count * longest, -1)
             if layer is self.layers[-1]:  # beyond its keys and values only the last tokens matter
                 x, mixed = x[last], mixed[last]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.head import HeadOptions, chunk_logits
 from onpol_cli.rollout.engine import HEAD
 
 
@@ -24,6 +25,26 @@ class ModulePrefix:
         self.logits, self.cache, self.mask, self.lengths = logits, cache, mask, lengths
 
 
+class Float32Logits(torch.nn.Module):
+    """An output matrix whose logits are float32 below layers of any format, as `lean.py` and the learner have them.
+
+    A CPU needs the matrix itself in float32, so that it is its own one even where the model ties it to the embeddings.
+    """
+
+    def __init__(self, head: Any, device: torch.device) -> None:
+        super().__init__()
+        wide = head.weight.dtype if device.type == "cuda" else torch.float32
+        self.weight = torch.nn.Parameter(torch.empty_like(head.weight, dtype=wide))
+        self.bias = None if head.bias is None else torch.nn.Parameter(torch.empty_like(head.bias, dtype=wide))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., E]."""
+        logits = chunk_logits(states.flatten(0, -2), self.weight, HeadOptions(len(self.weight)))
+        if self.bias is not None:
+            logits += self.bias
+        return logits.view(*states.shape[:-1], -1)
+
+
 class ModuleDecoder:
     """A transformers causal LM with a growing cache."""
 
@@ -32,9 +53,11 @@ class ModuleDecoder:
     def __init__(self, model: Any, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
         from transformers import AutoModelForCausalLM
 
-        # built from the configuration, not copied: the policy may carry adapters
-        fresh = AutoModelForCausalLM.from_config(model.config)
-        self.model = fresh.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        # Built from the configuration, not copied: the policy may carry adapters. In `dtype` from the start, not
+        # cast: that would round the rotary frequencies too, which transformers keeps in float32.
+        fresh: Any = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+        fresh.set_output_embeddings(Float32Logits(fresh.get_output_embeddings(), device))
+        self.model = fresh.to(device).eval().requires_grad_(False)
         self.vocabulary, self.device = vocabulary, device
         self.cache: Any = None
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=device)
@@ -69,6 +92,10 @@ class ModuleDecoder:
         config = self.model.config
         return int(2 * config.num_hidden_layers * config.hidden_size * next(self.model.parameters()).element_size())
 
+    def held_bytes(self) -> int:
+        """None: between calls there is no cache."""
+        return 0
+
     def reserve(self, slots: int, length: int) -> None:
         """Nothing to do: the cache grows by itself."""
 
@@ -78,7 +105,7 @@ class ModuleDecoder:
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
             logits_to_keep=1,
         )
-        logits: Tensor = out.logits[:, -1, : self.vocabulary].float()
+        logits: Tensor = out.logits[:, -1, : self.vocabulary]
         return logits
 
     @torch.inference_mode()

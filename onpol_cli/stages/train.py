@@ -54,9 +54,15 @@ class Workbench:
         assert self.engine is not None
         self.engine.wake()
         rollouts = self.engine.generate(prompts, self.config.rollout.sampling)
+        self.rest()
+        return rollouts
+
+    def rest(self) -> None:
+        """Let the sampler give its memory to the learner until it is asked again."""
+        if self.engine is None:
+            return
         if self.config.rollout.sleep and self.learner.device.type == "cuda":
             self.engine.sleep()  # one GPU, two tenants; on a CPU the cache is wanted again in the next step
-        return rollouts
 
     def grade(self, items: Sequence[tuple[Problem, Completion]]) -> list[Grade]:
         """Verdicts of the training task."""
@@ -74,6 +80,7 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
         OnpolError: a setting, tutor or data that cannot work; nothing was started.
         RunFailed: started and could not finish.
     """
+    from onpol_cli.learner.parallel import leave_world
     from onpol_cli.methods.registry import check_method, needs_teacher
     from onpol_cli.stages.doctor import require_preflight
 
@@ -89,6 +96,7 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
             return run.path
         with ExitStack() as stack:
             _train(run, config, tutors, stack)
+    leave_world()
     return run.path
 
 
@@ -130,6 +138,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     run.update_manifest(planned_steps=steps)
     bench.learner.dump = dump_to(run)
     measure_noise(run, bench)
+    bench.rest()
     sync = _sync(bench, source)
     parts = Parts(
         run=run,

@@ -137,7 +137,7 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 def save(parts: Parts, done: int, keep: int) -> None:
     """Write the state after `done` steps, whole or not at all, and prune older ones."""
-    state = parts.learner.state_dict()
+    state = parts.learner.state_dict(keep=parts.rank == 0)
     if parts.rank == 0:
         write_folder(step_folder(parts.run.state, done), lambda folder: _write_state(folder, state))
         prune(parts.run.state, keep)
@@ -158,7 +158,10 @@ def restore(parts: Parts) -> int:
     found = latest_valid(parts.run.state)
     done = found[0] if found else 0
     if found:
-        parts.learner.load_state_dict(torch.load(found[1] / "learner.pt", map_location="cpu", weights_only=True))
+        # Mapped where everything goes to a GPU anyway: the processes of a host then share one copy of the file.
+        mapped = parts.learner.device.type == "cuda"
+        state = torch.load(found[1] / "learner.pt", map_location="cpu", weights_only=True, mmap=mapped)
+        parts.learner.load_state_dict(state)
         LOGGER.info("resumed after step %d from %s", done, found[1])
     if parts.rank == 0:
         parts.run.keep_steps_before(done)

@@ -55,7 +55,7 @@ def main(folder, size, only=()):
             learner.load_state_dict(torch.load(saved))
             first = STEPS // 2
         losses = curve(learner, kind, first, STEPS // 2) if first == 0 else []
-        state = learner.state_dict()
+        state = learner.state_dict(keep=learner.world.rank == 0)
         if learner.world.rank == 0 and first == 0:
             torch.save(state, folder / f"{name}-half.pt")
         losses += curve(learner, kind, STEPS // 2, STEPS)

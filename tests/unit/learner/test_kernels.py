@@ -56,3 +56,15 @@ def test_an_unknown_architecture_is_refused(liger_here, monkeypatch):
 def test_without_liger_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     assert "onpol[liger]" in kernels.liger_obstacle("cpu")
+
+
+def test_cudnns_attention_is_switched_off_for_gpus_only():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        kernels.steady_attention(CPU)
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        kernels.steady_attention(torch.device("cuda", 0))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

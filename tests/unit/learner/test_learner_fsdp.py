@@ -7,15 +7,19 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from fsdp_worker import build
+from learner_cases import CPU, make_examples
 from transformers import AutoModelForCausalLM
 
 from onpol_cli.core.config import ParallelConfig
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.parallel import World, torchrun_words
+from onpol_cli.learner.parallel import World, join_world, leave_world, torchrun_words
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -92,3 +96,32 @@ def test_torchrun_call():
     assert "--rdzv-endpoint=node0:29400" in nodes
     with pytest.raises(OnpolError, match=r"parallel\.rendezvous"):
         torchrun_words(ParallelConfig(nproc=8, nnodes=2), ["onpol_cli.cli"])
+
+
+def test_processes_wait_for_each_other_as_long_as_configured(monkeypatch):
+    """A group of one process: what torch was told, and that leaving ends it."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    told = {}
+    begin = dist.init_process_group
+    monkeypatch.setattr(dist, "init_process_group", lambda *words, **more: (told.update(more), begin(*words, **more)))
+    config = ParallelConfig(nproc=2, backend="gloo", timeout_minutes=90)
+    try:
+        assert join_world(config, CPU) == join_world(config, CPU) == World(0, 1)
+        assert told["timeout"] == timedelta(minutes=90)
+    finally:
+        leave_world()
+    assert not dist.is_initialized()
+    leave_world()  # nothing to leave
+
+
+def test_a_rank_that_does_not_write_keeps_no_tensors():
+    learner = build("sft", False, 1)
+    learner.step(make_examples("sft"))
+    kept, passed = learner.state_dict(), learner.state_dict(keep=False)
+    weights = dict(learner.model.named_parameters())
+    assert kept["weights"].keys() == passed["weights"].keys()
+    assert set(passed["weights"].values()) == {None}
+    assert all(value is None for of in passed["optimiser"]["parts"][0]["state"].values() for value in of.values())
+    for name, value in kept["weights"].items():  # copies: later steps do not change what is being written
+        assert torch.equal(value, weights[name]) and value.data_ptr() != weights[name].data_ptr()

@@ -29,10 +29,20 @@ def test_logprob_and_entropy_by_hand():
     assert torch.allclose(weight.grad.flatten(), torch.tensor([-1 / 8, 6 / 8, -5 / 8], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("tokens", "vocab"), [(4096, 151_669), (4096, 151_936), (1, 151_669), (10**6, 300)])
+def test_blocks_start_at_multiples_of_64_and_cover_the_vocabulary_once(tokens, vocab):
+    blocks = list(module._blocks(tokens, torch.empty(0), HeadOptions(vocab)))
+    assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
+    assert (blocks[0].start, blocks[-1].stop) == (0, vocab)
+    assert all(block.start % 64 == 0 for block in blocks)
+    assert len(blocks) > 1 or tokens == 1
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_value_and_gradient_equal_log_softmax(chunk, temperature, monkeypatch):
     monkeypatch.setattr(module, "SMALL", 1)  # else a vocabulary of 9 is always one block
+    monkeypatch.setattr(module, "ALIGNED", 1)
     monkeypatch.setattr(module, "TILE", 4)
     states, weight = case()
     targets = torch.tensor([0, 3, 8, 1, 1, 7, 2])

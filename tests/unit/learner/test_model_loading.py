@@ -4,12 +4,20 @@ import pytest
 import torch
 from learner_cases import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedTokenizerFast,
+)
 
 from onpol_cli.core.config import LoraConfig, ModelConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.model import add_adapters, load_model, real_vocab, resolve_model_path
-from onpol_cli.learner.preflight import check_pair
+from onpol_cli.learner.preflight import check_logits, check_pair
 
 
 def tokenizer(words=("a", "b", "c"), eos="<e>", template="{{ messages }}"):
@@ -79,3 +87,42 @@ def test_equal_pair_passes_with_different_padding():
 def test_every_difference_is_named(teacher, rows, message):
     with pytest.raises(OnpolError, match=message):
         check_pair(tokenizer(), teacher, Rows(64), Rows(rows))
+
+
+def with_head(kind, **more):
+    """A small model whose logits are not plainly states times matrix (or are, with no `more` that says so)."""
+    config = kind(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, **more,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.25)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: with_head(GraniteConfig, logits_scaling=4.0),
+        lambda: with_head(CohereConfig, logit_scale=0.5),
+        lambda: with_head(PhiConfig),
+        lambda: with_head(Gemma2Config, head_dim=8, final_logit_softcapping=30.0),
+    ],
+    ids=["scaled", "divided", "shifted", "capped"],
+)
+def test_logits_that_the_losses_would_get_wrong_are_refused(model):
+    with pytest.raises(OnpolError, match="caps, scales or shifts"):
+        check_logits(model(), 37)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_logits_pass_adapters_and_padded_rows_included(dtype):
+    model = with_head(MistralConfig).to(dtype)
+    check_logits(model, 37)
+    add_adapters(model, LoraConfig(rank=2), 0)
+    check_logits(model.train(), 37)
+    assert model.training
+    check_logits(make_model(), 40)

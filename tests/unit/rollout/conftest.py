@@ -5,14 +5,25 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     LlamaConfig,
+    MistralConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
 )
 
-CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "qwen3_moe": Qwen3MoeConfig}
+CONFIGS = {
+    "qwen3": Qwen3Config,
+    "qwen2": Qwen2Config,
+    "llama": LlamaConfig,
+    "qwen3_moe": Qwen3MoeConfig,
+    "mistral": MistralConfig,
+    "gemma2": Gemma2Config,
+    "phi": PhiConfig,
+}
 WORDS = 60
 ROWS = 64
 
@@ -34,7 +45,8 @@ def make_model():
             more |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
         config = CONFIGS[kind](
             vocab_size=ROWS, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=kv_heads, head_dim=32, tie_word_embeddings=tied, max_position_embeddings=256, **more,
+            num_key_value_heads=kv_heads, head_dim=32, tie_word_embeddings=tied, max_position_embeddings=256,
+            pad_token_id=0, **more,
         )
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
         with torch.no_grad():

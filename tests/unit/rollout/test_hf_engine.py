@@ -47,6 +47,9 @@ def engine_of(model, tokenizer, max_batch=4, dtype=Dtype.float32):
         ("qwen2", 2, True, LeanDecoder),
         ("llama", 1, False, LeanDecoder),
         ("qwen3_moe", 1, True, ModuleDecoder),
+        ("mistral", 1, False, ModuleDecoder),
+        ("gemma2", 1, True, ModuleDecoder),  # caps its logits
+        ("phi", 2, False, ModuleDecoder),  # adds a bias to its logits
     ],
 )
 def test_sampler_logprobs_are_the_learners(make_model, tokenizer, kind, kv_heads, tied, decoder):
@@ -156,11 +159,37 @@ def test_bfloat16_stays_near_float32(make_model, tokenizer):
     assert 1e-5 < worst_gap(model, rollouts) < 0.3
 
 
-def test_bfloat16_layers_keep_float32_logits(make_model, tokenizer):
-    decoder = engine_of(make_model(sharpen=2.0), tokenizer, dtype=Dtype.bfloat16).decoder
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
+def test_bfloat16_layers_keep_float32_logits(make_model, tokenizer, kind, tied):
+    decoder = engine_of(make_model(kind, sharpen=2.0, tied=tied), tokenizer, dtype=Dtype.bfloat16).decoder
     for logits in (decoder.prefill([(5, 9, 2)]).logits, decode_once(decoder)):
         assert logits.dtype == torch.float32
         assert (logits != logits.bfloat16().float()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
+def test_bfloat16_layers_rotate_by_float32_angles(make_model, tokenizer, kind):
+    """bf16 rounds frequencies by up to 0.2%, and the error of the angle grows with the position."""
+    model = make_model(kind)
+    decoder = engine_of(model, tokenizer, dtype=Dtype.bfloat16).decoder
+    rotary = decoder.rotary if kind == "qwen3" else decoder.model.model.rotary_emb
+    assert torch.equal(rotary.inv_freq, model.model.rotary_emb.inv_freq)
+    assert rotary.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("free", "kept", "fits"), [(0, 0, 1), (2**21, 0, 4), (0, 2**21, 4), (2**40, 0, 96)])
+def test_the_batch_fits_the_memory_that_is_free_or_torchs_own(make_model, tokenizer, monkeypatch, free, kept, fits):
+    engine = engine_of(make_model(), tokenizer, max_batch=96)
+    engine.device = torch.device("cuda", 0)
+    facts = {"mem_get_info": (free, 2**40), "memory_reserved": 2**30 + kept, "memory_allocated": 2**30}
+    for name, value in facts.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    prompts = [Prompt("a", tuple([1] * 100))]
+    sampling = SamplingConfig(max_new_tokens=2**21 // 12 // engine.decoder.bytes_per_token() - 100)
+    assert engine._slots(prompts, sampling) == fits
+    engine.decoder.reserve(1, 100)  # the cache that the last call left can be used again
+    assert engine.decoder.held_bytes() == 100 * engine.decoder.bytes_per_token()
 
 
 def decode_once(decoder):
