@@ -374,6 +374,8 @@ class ParallelConfig:
     """host:port of node 0 when nnodes > 1."""
     backend: str = "auto"
     """nccl, gloo, or auto by device."""
+    shard_frozen: bool = True
+    """Shard teachers and references scored here as the policy is; false keeps a whole copy in every process."""
     timeout_minutes: float = 120.0
     """How long a process waits for the others, which may be writing a checkpoint or grading, before it gives up."""
 

@@ -47,7 +47,7 @@ class TokenModel:
     """A causal language model with its real vocabulary and compute settings.
 
     Args:
-        model: transformers model; moved to `device`.
+        model: transformers model; moved to `device`. If it will be sharded, rank 0's alone need hold weights.
         vocab: number of real tokens (`model.real_vocab`).
         config: token budget, chunk, autocast.
         device: where it runs.
@@ -64,14 +64,17 @@ class TokenModel:
         temperature: float = 1.0,
         world: World | None = None,
     ) -> None:
-        self.model = model.to(device)  # type: ignore[arg-type]
+        self.world = world or World()
+        self.model = model.to(device) if self.world.size == 1 else model  # type: ignore[arg-type]
         self.vocab = vocab
         self.config = config
         self.device = device
         self.temperature = temperature
-        self.world = world or World()
         steady_attention(device)
-        check_logits(self.model, vocab)
+        if self.world.rank == 0:
+            check_logits(self.model, vocab)
+        wide = any(parameter.dtype == torch.float32 for parameter in model.parameters())  # all, or adapters on bf16
+        self.reduced = wide and config.autocast is Dtype.bfloat16
         if config.liger:
             use_liger(self.model, device)
         if config.compile:
@@ -103,7 +106,7 @@ class TokenModel:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The forward pass's number format."""
-        if self.config.autocast is Dtype.bfloat16 and self.model.dtype == torch.float32:
+        if self.reduced:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -147,8 +150,7 @@ class TokenModel:
         see it, so that the attention kernel takes its causal fast path.
         """
         if isinstance(layout, PackedLayout):
-            reduced = self.config.autocast is Dtype.bfloat16 and self.model.dtype == torch.float32
-            return native.decode(self.model, layout, torch.bfloat16 if reduced else self.model.dtype)
+            return native.decode(self.model, layout, torch.bfloat16 if self.reduced else self.model.dtype)
         with self.autocast():
             states: Tensor = self.model.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state
         return states.flatten(0, 1).index_select(0, layout.predict)

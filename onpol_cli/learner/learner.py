@@ -26,7 +26,7 @@ from onpol_cli.learner.memory import keep_freed_memory
 from onpol_cli.learner.model import real_vocab
 from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count
 from onpol_cli.learner.optim import Optimiser
-from onpol_cli.learner.parallel import join_world, like, whole_state
+from onpol_cli.learner.parallel import join_world, like, whole, whole_state
 from onpol_cli.learner.throughput import compute_dtype, matmul_peak, rates, work_of
 from onpol_cli.learner.weights import Adapter, adapter_of, adapters_off, merged_weights, to_saved, write_folder
 
@@ -60,7 +60,7 @@ class Learner:
         config: `learner`, `optim`, `method` and the sampling temperature are read.
         total_steps: length of the learning-rate schedule.
         device: where it runs.
-        teacher_head: [V, H_teacher] teacher's output matrix, for exact divergences.
+        teacher_head: [V, H_teacher] teacher's output matrix, whole or sharded, for exact divergences.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Learner:
         self.model.train()
         if config.learner.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        head = None if teacher_head is None else teacher_head.detach().to(device)
+        head = None if teacher_head is None else whole(teacher_head).to(device)
         self.objective = Objective(self.engine, config.method, head)
         self.optimiser = Optimiser(self._trainable(), self._outer_names(), config.optim, total_steps)
         self.work = work_of(self.model, vocab)
@@ -223,7 +223,7 @@ class Learner:
 
     def teach_from_own_head(self) -> None:
         """The teacher's output matrix is the policy's own, which adapters leave as it is."""
-        self.objective = replace(self.objective, teacher_head=self.engine.output_matrix.detach())
+        self.objective = replace(self.objective, teacher_head=whole(self.engine.output_matrix))
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face name and value of every weight, adapters merged, `lm_head.weight` always included."""

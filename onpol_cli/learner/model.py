@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from onpol_cli.learner.parallel import World
+
 TINY = "tiny"
 PACKAGED_TINY = Path(__file__).parent.parent / "assets" / "tiny_base"
 
@@ -84,32 +86,62 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         raise OnpolError(_load_message("tokenizer", path, error)) from error
 
 
-def load_model(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
+def load_model(config: ModelConfig, seed: int = 0, world: World | None = None) -> PreTrainedModel:
     """The policy in `config.dtype` on the CPU or GPU chosen by `config.device`, adapters injected.
 
     Args:
         config: path, format, device, attention, LoRA.
         seed: of random weights and of adapter initialisation.
+        world: processes that will shard it. With more than one, rank 0 has the weights on its CPU, others have none.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     quiet()
     dtype = getattr(torch, config.dtype.value)
-    device = pick_device(config)
+    together = world is not None and world.size > 1
     extra = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    if config.random_weights:
+    if world is not None and world.rank > 0:
+        model = empty_model(load_config(config.path, config.revision), dtype, **extra)
+    elif config.random_weights:
+        device = torch.device("cpu") if together else pick_device(config)
         model = random_model(load_config(config.path, config.revision), seed, dtype, device, **extra)
     else:
-        source = resolve_model_path(config.path)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(source, revision=config.revision, dtype=dtype, **extra)
-        except (OSError, ValueError) as error:
-            raise OnpolError(_load_message("model", config.path, error)) from error
-        model = model.to(device)  # type: ignore[arg-type]
+        model = stored_model(config.path, config.revision, dtype, **extra)
+        model = model if together else model.to(pick_device(config))  # type: ignore[arg-type]
     if config.lora.rank > 0:
         add_adapters(model, config.lora, seed)
     return model
+
+
+def stored_model(path: str | Path, revision: str | None, dtype: torch.dtype, **extra: Any) -> PreTrainedModel:
+    """The weights at `path` (resolved) in `dtype`, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    source = resolve_model_path(path)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, **extra)
+    except (OSError, ValueError) as error:
+        raise OnpolError(_load_message("model", path, error)) from error
+    return model
+
+
+def empty_model(hf_config: Any, dtype: torch.dtype, **extra: Any) -> PreTrainedModel:
+    """The architecture of `hf_config` without values, for processes that get them from another (`parallel.shard`)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, **extra)
+    return model
+
+
+def frozen_model(path: str | Path, dtype: torch.dtype, device: torch.device, world: World) -> PreTrainedModel:
+    """Weights that will only score: on `device`, or as `load_model` gives them to processes that shard them."""
+    quiet()
+    if world.rank > 0:
+        return empty_model(load_config(path), dtype)
+    model = stored_model(path, None, dtype)
+    return model.to(device) if world.size == 1 else model  # type: ignore[arg-type]
 
 
 def random_model(hf_config: Any, seed: int, dtype: torch.dtype, device: torch.device, **extra: Any) -> PreTrainedModel:
@@ -129,7 +161,10 @@ def _gpus(device: torch.device) -> list[torch.device]:
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
-    """Inject LoRA adapters in place and freeze everything else. The model keeps its class."""
+    """Inject LoRA adapters in place and freeze everything else. The model keeps its class.
+
+    Adapters of a bf16 model are float32: an update of 1e-4 of a weight would be lost in bf16, whose steps are 0.4%.
+    """
     import torch
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -145,6 +180,10 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
             inject_adapter_in_model(wanted, model)
         except ValueError as error:
             raise OnpolError(f"model.lora.targets={config.targets} do not fit this model: {error}") from error
+    if model.dtype == torch.bfloat16:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if any(isinstance(end, BaseTunerLayer) for end in ends):
         raise OnpolError(

@@ -3,7 +3,8 @@
 Each rank trains on its own share of a step's examples; losses are divided by global counts, so that
 the summed gradient is that of one process. Layers are FSDP2 units; embedding, final norm and output
 matrix belong to the root, which is a wrapper whose forward runs forward *and* loss, since the chunked
-head needs the whole output matrix. Owns no formula.
+head needs the whole output matrix. Only rank 0 reads weights; the others get them a layer at a time, and no
+device ever holds more than its shards and one layer. Owns no formula.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onpol_cli.core.errors import OnpolError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
@@ -108,11 +109,37 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
+def hand_out(modules: Sequence[nn.Module], device: torch.device) -> None:
+    """Rank 0's weights and buffers of `modules` on every rank's `device`, in place. A collective call.
+
+    Args:
+        modules: the same on every rank in the same order, without children that others hand out. Those of rank 0 hold
+            values; what others hold is replaced, and may be on the meta device.
+        device: of this rank.
+    """
+    import torch
+    import torch.distributed as dist
+
+    placed: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, with what it was: tied weights stay one
+    for module in modules:
+        for own in (module._parameters, module._buffers):
+            for name, value in own.items():
+                if value is None:
+                    continue
+                if id(value) not in placed:
+                    there = torch.empty_like(value, device=device) if value.is_meta else value.detach().to(device)
+                    if isinstance(value, torch.nn.Parameter):
+                        there = torch.nn.Parameter(there, requires_grad=value.requires_grad)
+                    dist.broadcast(there.detach(), src=0)
+                    placed[id(value)] = value, there
+                own[name] = placed[id(value)][1]  # type: ignore[assignment, index]
+
+
 def shard(model: PreTrainedModel, config: LearnerConfig, device: torch.device) -> Callable[[Callable[[], T]], T]:
     """Shard `model` in place over all ranks.
 
     Args:
-        model: policy or frozen scorer, whole on every rank.
+        model: policy or frozen scorer; rank 0's holds the weights, those of others may be on the meta device.
         config: bf16 autocast gathers the layers' weights in bf16.
         device: of the shards.
 
@@ -141,10 +168,16 @@ def shard(model: PreTrainedModel, config: LearnerConfig, device: torch.device) -
     reduced = torch.bfloat16 if config.autocast is Dtype.bfloat16 and model.dtype == torch.float32 else None
     narrow = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
+    inside = set()
     for layer in layers:
+        inside |= {id(module) for module in layer.modules()}
+        hand_out(list(layer.modules()), device)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if reduced else exact)
     root = Root()
-    fully_shard(root, mesh=mesh, mp_policy=exact, reshard_after_forward=False)
+    hand_out([module for module in root.modules() if id(module) not in inside], device)
+    # Without a backward pass nothing else would give the gathered ends back.
+    frozen = not any(parameter.requires_grad for parameter in model.parameters())
+    fully_shard(root, mesh=mesh, mp_policy=exact, reshard_after_forward=frozen)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             # Losses carry the global count already: gradients are summed, not averaged.

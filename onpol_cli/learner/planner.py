@@ -145,15 +145,18 @@ def learner_parts(config: Config, shape: Shape, processes: int, trained: int) ->
     # FSDP2 gathers one layer at a time, and the ends as a whole.
     gathered = 0 if processes == 1 else 2 * width * shape.layer_parameters + held * 2 * shape.vocab * shape.hidden
     teachers, references = frozen_models(config)
+    sharded = processes > 1 and config.parallel.shard_frozen
+    if sharded and teachers + references > 0:  # one at a time, given back after its pass
+        gathered += 2 * width * shape.layer_parameters + width * 2 * shape.vocab * shape.hidden
     parts = {
         "weights": (held * shape.parameters + 4 * (trained if config.model.lora.rank > 0 else 0)) / processes,
-        "gradients": held * trained / processes,
+        "gradients": (4 if config.model.lora.rank > 0 else held) * trained / processes,
         "optimiser": optimiser / processes,
         "gathered layers": gathered,
         "activations": activation_bytes(shape, tokens, width, learner.gradient_checkpointing),
         "logits chunk": head_bytes(shape, learner.chunk, tokens, config.method),
-        # Not sharded: each process scores its own rollouts. Teachers are held in the compute format.
-        "frozen models": (teachers * width + references * held) * shape.parameters,
+        # Teachers are held in the compute format.
+        "frozen models": (teachers * width + references * held) * shape.parameters / (processes if sharded else 1),
     }
     return {name: size / GIB for name, size in parts.items()}
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from onpol_cli.core.config import LearnerConfig
 from onpol_cli.learner.forward import Pair, TokenModel
+from onpol_cli.learner.parallel import World
 from onpol_cli.learner.weights import adapters_off
 
 
@@ -45,6 +46,7 @@ class LocalScorer(TokenModel):
         config: token budget, chunk, autocast.
         device: where it runs.
         temperature: of the teacher's distribution.
+        world: processes that shard the model; every one of them must then call the same methods.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class LocalScorer(TokenModel):
         config: LearnerConfig,
         device: torch.device,
         temperature: float = 1.0,
+        world: World | None = None,
     ) -> None:
-        super().__init__(model, vocab, config, device, temperature)
-        self.model.eval()
-        self.model.requires_grad_(False)
+        model.eval()
+        model.requires_grad_(False)
+        super().__init__(model, vocab, config, device, temperature, world)
 
 
 class BaseScorer:

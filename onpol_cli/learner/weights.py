@@ -73,7 +73,8 @@ def merged_weights(model: PreTrainedModel, merge: bool = True) -> Iterator[tuple
         if owner:
             value = whole(parameter)
             if kind == "weight" and merge:
-                value = value + _delta(deltas[owner]).to(value.dtype)
+                wide = torch.promote_types(value.dtype, torch.float32)
+                value = (value.to(wide) + _delta(deltas[owner]).to(wide)).to(value.dtype)
             yield f"{owner}.{kind}", value
         elif ".lora_" not in name:
             seen_head = seen_head or name == HEAD
@@ -151,7 +152,9 @@ def to_saved(
     state = {}
     for name, value in weights:
         if keep and not (tied and name == HEAD):
-            state[name] = (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+            # Copied always: what FSDP has gathered are views of one buffer, which safetensors takes for shared weights.
+            kept = dtype if value.is_floating_point() else value.dtype
+            state[name] = value.to("cpu", kept, copy=True, memory_format=torch.contiguous_format)
     return state
 
 

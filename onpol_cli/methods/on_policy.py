@@ -37,6 +37,10 @@ class OnPolicy:
         """Which teacher scores `sample`."""
         return self.context.teachers[""]
 
+    def teachers(self) -> list[TeacherScorer]:
+        """All teachers, each once, in an order that is the same in every process."""
+        return list({id(teacher): teacher for teacher in self.context.teachers.values()}.values())
+
     def teacher_ids(self, sample: Sample) -> tuple[Ids, Ids]:
         """The sequence that the teacher reads; its completion part is the sample's."""
         return sample.ids
@@ -95,13 +99,14 @@ class OnPolicy:
         samples: Sequence[Sample],
         score: Callable[[TeacherScorer, list[tuple[Ids, Ids]]], list[Tensor]],
     ) -> list[Tensor]:
-        """Each sample's row from its own teacher: one call per teacher, order kept."""
+        """Each sample's row from its own teacher, order kept.
+
+        Every teacher is called once, for no sample too: where processes share its shards, all of them must take part.
+        """
         rows: list[Tensor | None] = [None] * len(samples)
-        by_teacher: dict[int, list[int]] = {}
-        for index, sample in enumerate(samples):
-            by_teacher.setdefault(id(self.teacher_of(sample)), []).append(index)
-        for indices in by_teacher.values():
-            teacher = self.teacher_of(samples[indices[0]])
+        owners = [self.teacher_of(sample) for sample in samples]
+        for teacher in self.teachers():
+            indices = [index for index, owner in enumerate(owners) if owner is teacher]
             for index, row in zip(
                 indices, score(teacher, [self.teacher_ids(samples[i]) for i in indices]), strict=True
             ):

@@ -21,6 +21,11 @@ class SelfDistillation(OnPolicy):
         assert self.context.policy is not None
         return self.context.policy
 
+    def teachers(self) -> list[TeacherScorer]:
+        """The learner alone."""
+        assert self.context.policy is not None
+        return [self.context.policy]
+
     def teacher_ids(self, sample: Sample) -> tuple[Ids, Ids]:
         """The prompt with the reference solution appended to its last turn, then the completion."""
         messages = [dict(message) for message in self.context.task.messages(sample.problem)]

@@ -21,6 +21,7 @@ from onpol_cli.stages.session import runs_root
 if TYPE_CHECKING:
     import torch
 
+    from onpol_cli.learner.parallel import World
     from onpol_cli.learner.scorer import LocalScorer
     from onpol_cli.rollout.engine import RolloutEngine
     from onpol_cli.tasks.protocol import Task
@@ -141,33 +142,34 @@ def tokenizer_and_chat(path: str) -> tuple[Any, Chat]:
 
 def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> LocalScorer:
     """The tutor as a frozen scorer, after checking that it fits the student."""
-    from transformers import AutoModelForCausalLM
-
-    from onpol_cli.learner.model import pick_device, quiet, real_vocab
+    from onpol_cli.learner.model import frozen_model, pick_device, real_vocab
     from onpol_cli.learner.scorer import LocalScorer
 
-    quiet()
     teacher_tokenizer = fitting_tokenizer(checkpoint, student_path)
     device = pick_device(config.model)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=teacher_dtype(config)).to(device)  # type: ignore[arg-type]
-    return LocalScorer(
-        model, real_vocab(teacher_tokenizer, model), config.learner, device, config.method.teacher_temperature
-    )
+    world = frozen_world(config, device)
+    model = frozen_model(checkpoint.path, teacher_dtype(config), device, world)
+    vocab, temperature = real_vocab(teacher_tokenizer, model), config.method.teacher_temperature
+    return LocalScorer(model, vocab, config.learner, device, temperature, world)
+
+
+def frozen_world(config: Config, device: torch.device) -> World:
+    """The processes that share teachers and references: all of the learner's, or each its own whole copy."""
+    from onpol_cli.learner.parallel import World, join_world
+
+    return join_world(config.parallel, device) if config.parallel.shard_frozen else World()
 
 
 def shared_tutors(config: Config, student_path: str, tutors: Mapping[str, Checkpoint]) -> list[str]:
     """Domains whose tutor is the base that the student's adapters sit on: no second copy of it is loaded.
 
     Args:
-        config: LoRA, scorer and processes are read.
+        config: LoRA and scorer are read.
         student_path: resolved folder or hub name of the starting policy.
         tutors: checkpoints by domain.
     """
-    from onpol_cli.methods.registry import needs_hidden
-
     apart = config.model.lora.rank == 0 or config.model.random_weights or config.method.scorer is not ScorerKind.learner
-    # Exact divergences read the teacher's output matrix outside the model, where it must be whole.
-    if apart or (needs_hidden(config.method) and config.parallel.nproc * config.parallel.nnodes > 1):
+    if apart:
         return []
     return [name for name, checkpoint in tutors.items() if checkpoint.path == student_path]
 

@@ -272,9 +272,11 @@ def make_learner(config: Config, model_config: Any, tokenizer: Any, steps: int, 
 
     from onpol_cli.learner.learner import Learner
     from onpol_cli.learner.model import load_model, pick_device
+    from onpol_cli.learner.parallel import join_world
 
-    model = load_model(model_config, derive_seed(config.seed, "model") % 2**31)
-    learner = Learner(model, tokenizer, config, max(1, steps), pick_device(config.model), teacher_head=head)
+    device = pick_device(config.model)
+    model = load_model(model_config, derive_seed(config.seed, "model") % 2**31, join_world(config.parallel, device))
+    learner = Learner(model, tokenizer, config, max(1, steps), device, teacher_head=head)
     # Dropout draws from torch's own state, which differs from process to process unless it is set.
     torch.manual_seed(derive_seed(config.seed, "dropout", learner.world.rank))
     return learner
@@ -299,9 +301,10 @@ def frozen_start(config: Config, model_config: Any, tokenizer: Any, learner: Lea
     temperature = 1.0 if config.method.name == "dpo" else learner.engine.temperature
     if model_config.lora.rank > 0:
         return BaseScorer(learner.engine, temperature)
-    model = load_model(model_config, derive_seed(config.seed, "model") % 2**31)
     device = pick_device(config.model)
-    return LocalScorer(model, real_vocab(tokenizer, model), config.learner, device, temperature)
+    world = build.frozen_world(config, device)
+    model = load_model(model_config, derive_seed(config.seed, "model") % 2**31, world)
+    return LocalScorer(model, real_vocab(tokenizer, model), config.learner, device, temperature, world)
 
 
 def canary_prompts(bench: Workbench) -> list[Prompt]:

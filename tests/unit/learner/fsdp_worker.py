@@ -14,6 +14,7 @@ from onpol_cli.core.config import LoraConfig
 from onpol_cli.learner.batch import units
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import add_adapters
+from onpol_cli.learner.parallel import leave_world
 
 CASES = [(kind, lora) for kind in ("sft", "pg", "div", "dpo") for lora in (False, True)]
 STEPS = 20
@@ -62,10 +63,12 @@ def main(folder, size, only=()):
         learner.save_pretrained(folder / f"{name}-{size}")
         pairs = [(e.prompt_ids, e.completion_ids) for e in make_examples(kind, seed=77)]
         scores = torch.cat(learner.logprobs(pairs[learner.world.rank :])).tolist()[-3:]
+        learner.save_pretrained(folder / f"{name}-{size}-scored")  # while the ends are still gathered
         result[name] = {"losses": losses, "scores": scores}
         rank = learner.world.rank
     if rank == 0:
         (folder / f"curves-{size}.json").write_text(json.dumps(result))
+    leave_world()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from fsdp_worker import build
-from learner_cases import CPU, make_examples
+from learner_cases import CPU, make_examples, make_model
 from transformers import AutoModelForCausalLM
 
 from onpol_cli.core.config import ParallelConfig
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.parallel import World, join_world, leave_world, torchrun_words
+from onpol_cli.learner.model import empty_model
+from onpol_cli.learner.parallel import World, hand_out, join_world, leave_world, torchrun_words
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -62,6 +63,8 @@ def check(folder, size):
         wanted, got = saved_weights(straight, name, 1), saved_weights(sharded, name, size)
         assert wanted.keys() == got.keys()
         assert all(torch.allclose(wanted[key], got[key], atol=2e-4) for key in wanted), name
+        after_scoring = saved_weights(sharded, name, f"{size}-scored")
+        assert all(torch.equal(after_scoring[key], got[key]) for key in got), name
     for half in sharded.glob("*-half.pt"):
         half.rename(moved / half.name)
     compare(one, work(moved, 1), 10)
@@ -98,10 +101,15 @@ def test_torchrun_call():
         torchrun_words(ParallelConfig(nproc=8, nnodes=2), ["onpol_cli.cli"])
 
 
-def test_processes_wait_for_each_other_as_long_as_configured(monkeypatch):
-    """A group of one process: what torch was told, and that leaving ends it."""
+@pytest.fixture
+def one_process(monkeypatch):
+    """torchrun's variables of a group of one process."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
+
+
+def test_processes_wait_for_each_other_as_long_as_configured(one_process, monkeypatch):
+    """What torch was told, and that leaving ends the group."""
     told = {}
     begin = dist.init_process_group
     monkeypatch.setattr(dist, "init_process_group", lambda *words, **more: (told.update(more), begin(*words, **more)))
@@ -125,3 +133,22 @@ def test_a_rank_that_does_not_write_keeps_no_tensors():
     assert all(value is None for of in passed["optimiser"]["parts"][0]["state"].values() for value in of.values())
     for name, value in kept["weights"].items():  # copies: later steps do not change what is being written
         assert torch.equal(value, weights[name]) and value.data_ptr() != weights[name].data_ptr()
+
+
+def test_weights_are_handed_to_models_without_any(one_process):
+    """Tied weights stay one, buffers arrive too. What arrives in several processes, the integration tests show."""
+    model, twin = make_model(dtype=torch.float32), make_model(dtype=torch.float32)
+    join_world(ParallelConfig(nproc=2, backend="gloo"), CPU)
+    try:
+        hand_out(list(twin.modules()), CPU)
+        assert twin.lm_head.weight is twin.model.embed_tokens.weight
+        assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), model.parameters(), strict=True))
+        empty = empty_model(model.config, torch.float32)
+        assert all(value.is_meta for value in (*empty.parameters(), *empty.buffers()))
+        hand_out(list(empty.modules()), CPU)
+    finally:
+        leave_world()
+    assert empty.lm_head.weight is empty.model.embed_tokens.weight
+    assert not any(value.is_meta for value in (*empty.parameters(), *empty.buffers()))
+    assert [p.shape for p in empty.parameters()] == [p.shape for p in model.parameters()]
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in model.parameters()]

@@ -68,7 +68,7 @@ def test_adapters_are_counted_exactly():
     assert shape_of(model.config).adapter_parameters(3, lora.targets) == trained
 
 
-def test_frozen_models_are_whole_in_every_process_and_free_under_adapters(qwen):
+def test_frozen_models_are_sharded_unless_told_otherwise_and_free_under_adapters(qwen):
     def frozen(**changes):
         def change(config):
             config.method.name, config.method.teacher_coef, config.tutor = "opd", 1.0, "other"
@@ -79,7 +79,8 @@ def test_frozen_models_are_whole_in_every_process_and_free_under_adapters(qwen):
         return planned(qwen, change).learner["frozen models"]
 
     one = frozen()
-    assert one > 0 and frozen(parallel__nproc=8) == one
+    assert one > 0 and frozen(parallel__nproc=8) == pytest.approx(one / 8)
+    assert frozen(parallel__nproc=8, parallel__shard_frozen=False) == one
     assert frozen(method__reference_kl=0.1) == 2 * one
     assert frozen(method__name="opsd") == 0
 

@@ -99,6 +99,22 @@ def test_multi_tutor_routes_by_domain():
     assert [e.teacher_logprobs[0].item() for e in examples] == [-2.0, -1.0]
 
 
+def test_every_teacher_is_called_even_for_no_sample():
+    """Processes that share a teacher's shards wait for those whose share lacks its domain."""
+
+    class Counting(Teacher):
+        calls = 0
+
+        def logprobs(self, sequences):
+            self.calls += 1
+            return super().logprobs(sequences)
+
+    edit, gen = Counting(-1.0), Counting(-2.0)
+    ctx = context(edit=edit, gen=gen, more=edit)
+    build("multi_opd", ctx, teacher_coef=1.0).examples([[sample(0, meta={"domain": "gen"})]])
+    assert (edit.calls, gen.calls) == (1, 1)
+
+
 def test_multi_tutor_without_a_tutor_for_a_domain_is_an_error():
     with pytest.raises(OnpolError, match="No tutor for domain 'toy'"):
         build("multi_opd", context(edit=Teacher(0.0)), teacher_coef=1.0).examples([[sample(0)]])
