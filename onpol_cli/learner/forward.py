@@ -73,7 +73,8 @@ class TokenModel:
         steady_attention(device)
         if self.world.rank == 0:
             check_logits(self.model, vocab)
-        wide = any(parameter.dtype == torch.float32 for parameter in model.parameters())  # all, or adapters on bf16
+        trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+        wide = torch.float32 in {model.dtype, *trained}  # weights, or adapters on bf16 weights
         self.reduced = wide and config.autocast is Dtype.bfloat16
         if config.liger:
             use_liger(self.model, device)

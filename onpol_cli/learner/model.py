@@ -6,6 +6,7 @@ needs no torch; everything heavy is imported inside functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,16 +99,17 @@ def load_model(config: ModelConfig, seed: int = 0, world: World | None = None) -
 
     quiet()
     dtype = getattr(torch, config.dtype.value)
-    together = world is not None and world.size > 1
+    device = pick_device(config) if world is None or world.size == 1 else torch.device("cpu")
     extra = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    if world is not None and world.rank > 0:
-        model = empty_model(load_config(config.path, config.revision), dtype, **extra)
-    elif config.random_weights:
-        device = torch.device("cpu") if together else pick_device(config)
-        model = random_model(load_config(config.path, config.revision), seed, dtype, device, **extra)
-    else:
+
+    def load() -> PreTrainedModel:
+        if config.random_weights:
+            return random_model(load_config(config.path, config.revision), seed, dtype, device, **extra)
         model = stored_model(config.path, config.revision, dtype, **extra)
-        model = model if together else model.to(pick_device(config))  # type: ignore[arg-type]
+        model.to(device)  # type: ignore[arg-type]  # in place
+        return model
+
+    model = load() if world is None else _by_the_first(world, load, config.path, config.revision, dtype, **extra)
     if config.lora.rank > 0:
         add_adapters(model, config.lora, seed)
     return model
@@ -122,6 +124,29 @@ def stored_model(path: str | Path, revision: str | None, dtype: torch.dtype, **e
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, **extra)
     except (OSError, ValueError) as error:
         raise OnpolError(_load_message("model", path, error)) from error
+    if getattr(model.config, "tie_word_embeddings", False):
+        # transformers leaves a stored output matrix that differs from the embeddings alone, whatever its config says;
+        # the config decides whether checkpoints hold it.
+        model.config.tie_word_embeddings = _ends_are_one(model)
+    return model
+
+
+def _ends_are_one(model: PreTrainedModel) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
+def _by_the_first(
+    world: World, load: Callable[[], PreTrainedModel], path: str | Path, revision: str | None, dtype: torch.dtype,
+    **extra: Any,
+) -> PreTrainedModel:  # fmt: skip
+    """What `load` gives on rank 0, and its architecture without values on the others. A collective call."""
+    model = load() if world.rank == 0 else None
+    tied = world.gather(model is not None and _ends_are_one(model))[0]
+    if model is None:
+        hf_config = load_config(path, revision)
+        hf_config.tie_word_embeddings = tied
+        model = empty_model(hf_config, dtype, **extra)
     return model
 
 
@@ -138,9 +163,7 @@ def empty_model(hf_config: Any, dtype: torch.dtype, **extra: Any) -> PreTrainedM
 def frozen_model(path: str | Path, dtype: torch.dtype, device: torch.device, world: World) -> PreTrainedModel:
     """Weights that will only score: on `device`, or as `load_model` gives them to processes that shard them."""
     quiet()
-    if world.rank > 0:
-        return empty_model(load_config(path), dtype)
-    model = stored_model(path, None, dtype)
+    model = _by_the_first(world, lambda: stored_model(path, None, dtype), path, None, dtype)
     return model.to(device) if world.size == 1 else model  # type: ignore[arg-type]
 
 

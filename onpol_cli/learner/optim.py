@@ -126,7 +126,10 @@ def _cut(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str, A
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
 
     def cut(value: Any, parameter: torch.nn.Parameter) -> Any:
-        return like(value, parameter) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        # torch keeps step counts as they come, which would hold on to the file that they may be mapped from
+        return value.clone() if value.ndim == 0 else like(value, parameter)
 
     moments = {
         index: {name: cut(value, parameters[index]) for name, value in of.items()}

@@ -109,6 +109,20 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
+def check_alike(model: PreTrainedModel) -> None:
+    """Refuse models that differ from rank to rank, which would wait for each other for ever. A collective call."""
+    import torch.distributed as dist
+
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    own = [(name, tuple(value.shape), str(value.dtype)) for name, value in tensors]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    for rank, theirs in enumerate(everyone):
+        if theirs != everyone[0]:
+            unlike = sorted(set(theirs) ^ set(everyone[0]))[:1]
+            raise OnpolError(f"The model of process {rank} is not that of process 0 (first difference: {unlike}).")
+
+
 def hand_out(modules: Sequence[nn.Module], device: torch.device) -> None:
     """Rank 0's weights and buffers of `modules` on every rank's `device`, in place. A collective call.
 
@@ -164,6 +178,7 @@ def shard(model: PreTrainedModel, config: LearnerConfig, device: torch.device) -
     layers = getattr(model.base_model, "layers", None)
     if layers is None:
         raise OnpolError(f"{type(model).__name__} has no list of layers to shard; use parallel.nproc=1 for it.")
+    check_alike(model)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     reduced = torch.bfloat16 if config.autocast is Dtype.bfloat16 and model.dtype == torch.float32 else None
     narrow = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)

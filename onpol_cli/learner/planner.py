@@ -148,6 +148,8 @@ def learner_parts(config: Config, shape: Shape, processes: int, trained: int) ->
     sharded = processes > 1 and config.parallel.shard_frozen
     if sharded and teachers + references > 0:  # one at a time, given back after its pass
         gathered += 2 * width * shape.layer_parameters + width * 2 * shape.vocab * shape.hidden
+    # Exact divergences hold the teacher's output matrix whole beside its shards.
+    whole_matrix = sharded and teachers > 0 and config.method.signal is not OpdSignal.sampled
     parts = {
         "weights": (held * shape.parameters + 4 * (trained if config.model.lora.rank > 0 else 0)) / processes,
         "gradients": (4 if config.model.lora.rank > 0 else held) * trained / processes,
@@ -156,7 +158,8 @@ def learner_parts(config: Config, shape: Shape, processes: int, trained: int) ->
         "activations": activation_bytes(shape, tokens, width, learner.gradient_checkpointing),
         "logits chunk": head_bytes(shape, learner.chunk, tokens, config.method),
         # Teachers are held in the compute format.
-        "frozen models": (teachers * width + references * held) * shape.parameters / (processes if sharded else 1),
+        "frozen models": (teachers * width + references * held) * shape.parameters / (processes if sharded else 1)
+        + (width * shape.vocab * shape.hidden if whole_matrix else 0),
     }
     return {name: size / GIB for name, size in parts.items()}
 

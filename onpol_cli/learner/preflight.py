@@ -8,6 +8,8 @@ are fine. That a model's logits are what the losses take them for: its last hidd
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,20 @@ from onpol_cli.learner.weights import evaluating
 
 ROUNDING = 0.02
 """Share of the largest logit by which a model's own logits may differ from ours: bf16 rounds them to 0.4%."""
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """torch's own attention while the context lasts: others refuse the CPU, or float32 outside autocast."""
+    chosen = model.config._attn_implementation
+    if chosen in ("eager", "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(chosen)
 
 
 @torch.no_grad()
@@ -35,10 +51,14 @@ def check_logits(model: PreTrainedModel, vocab: int) -> None:
         OnpolError: the model's logits are not its last hidden states times its output matrix.
     """
     ids = torch.arange(min(4, vocab), device=model.device)[None]
-    with evaluating(model):
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        theirs = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
-    ours = chunk_logits(states, model.get_output_embeddings().weight, HeadOptions(vocab))  # type: ignore[union-attr, arg-type]
+    seen: list[torch.Tensor] = []
+    watch = model.base_model.register_forward_hook(lambda module, given, out: seen.append(out.last_hidden_state[0]))
+    try:
+        with evaluating(model), _plain_attention(model):
+            theirs = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
+    finally:
+        watch.remove()
+    ours = chunk_logits(seen[0], model.get_output_embeddings().weight, HeadOptions(vocab))  # type: ignore[union-attr, arg-type]
     capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # near 0 a cap changes little
     if capped or (theirs - ours).abs().max() > ROUNDING * theirs.abs().max():
         raise OnpolError(

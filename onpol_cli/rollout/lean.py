@@ -175,7 +175,10 @@ class LeanDecoder:
         old = self.cache
         if slots <= old.shape[2] and length <= old.shape[4]:
             return
-        slots, length = max(slots, old.shape[2]), max(length, old.shape[4])
+        if self.active:
+            slots, length = max(slots, old.shape[2]), max(length, old.shape[4])
+        else:  # nothing to keep: the old cache goes before the new one comes
+            old = self.cache = old.new_empty(*old.shape[:2], 0, old.shape[3], 0, old.shape[5])
         # zeros, for masked positions must be finite: -inf + nan is nan
         self.cache = old.new_zeros(*old.shape[:2], slots, old.shape[3], length, old.shape[5])
         if self.active:

@@ -55,7 +55,7 @@ class ModuleDecoder:
 
         # Built from the configuration, not copied: the policy may carry adapters. In `dtype` from the start, not
         # cast: that would round the rotary frequencies too, which transformers keeps in float32.
-        fresh: Any = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+        fresh: Any = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype)
         fresh.set_output_embeddings(Float32Logits(fresh.get_output_embeddings(), device))
         self.model = fresh.to(device).eval().requires_grad_(False)
         self.vocabulary, self.device = vocabulary, device

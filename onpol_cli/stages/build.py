@@ -140,14 +140,17 @@ def tokenizer_and_chat(path: str) -> tuple[Any, Chat]:
     return tokenizer, Chat(tokenizer)
 
 
-def load_teacher(checkpoint: Checkpoint, config: Config, student_path: str) -> LocalScorer:
-    """The tutor as a frozen scorer, after checking that it fits the student."""
+def load_teacher(
+    checkpoint: Checkpoint, config: Config, student_path: str, world: World | None = None
+) -> LocalScorer:
+    """The tutor as a frozen scorer, sharded over `world` if that is given, after checking that it fits the student."""
     from onpol_cli.learner.model import frozen_model, pick_device, real_vocab
+    from onpol_cli.learner.parallel import World
     from onpol_cli.learner.scorer import LocalScorer
 
     teacher_tokenizer = fitting_tokenizer(checkpoint, student_path)
     device = pick_device(config.model)
-    world = frozen_world(config, device)
+    world = world or World()
     model = frozen_model(checkpoint.path, teacher_dtype(config), device, world)
     vocab, temperature = real_vocab(teacher_tokenizer, model), config.method.teacher_temperature
     return LocalScorer(model, vocab, config.learner, device, temperature, world)

@@ -137,6 +137,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
     run.update_manifest(planned_steps=steps)
     bench.learner.dump = dump_to(run)
+    run.resumed = bench.learner.world.gather(run.resumed)[0]  # only the first process knows what it found
     measure_noise(run, bench)
     bench.rest()
     sync = _sync(bench, source)
@@ -245,8 +246,11 @@ def make_models(
 
 def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str, stack: ExitStack) -> TeacherScorer:
     """The tutor as `method.scorer` wants it: in this process, or behind vLLM servers that end with the run."""
+    from onpol_cli.learner.model import pick_device
+
     if config.method.scorer is not ScorerKind.vllm_server:
-        return build.load_teacher(checkpoint, config, student_path)
+        world = build.frozen_world(config, pick_device(config.model))
+        return build.load_teacher(checkpoint, config, student_path, world)
     from onpol_cli.rollout.teacher import ServerScorer
 
     tokenizer = build.fitting_tokenizer(checkpoint, student_path)

@@ -155,7 +155,7 @@ def restore(parts: Parts) -> int:
         return 0
     import torch
 
-    found = latest_valid(parts.run.state)
+    found = parts.learner.world.gather(latest_valid(parts.run.state) if parts.rank == 0 else None)[0]
     done = found[0] if found else 0
     if found:
         # Mapped where everything goes to a GPU anyway: the processes of a host then share one copy of the file.

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from onpol_cli.core.config import ParallelConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.model import empty_model
-from onpol_cli.learner.parallel import World, hand_out, join_world, leave_world, torchrun_words
+from onpol_cli.learner.parallel import World, check_alike, hand_out, join_world, leave_world, torchrun_words
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -152,3 +152,17 @@ def test_weights_are_handed_to_models_without_any(one_process):
     assert not any(value.is_meta for value in (*empty.parameters(), *empty.buffers()))
     assert [p.shape for p in empty.parameters()] == [p.shape for p in model.parameters()]
     assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_models_that_differ_between_processes_are_refused(monkeypatch):
+    one, other = make_model(tied=True), make_model(tied=False)
+
+    def gathered(everyone, own):
+        everyone[:] = [own, [*own[:-1], ("model.odd", (1,), "torch.float32")]]
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gathered)
+    with pytest.raises(OnpolError, match="process 1 is not that of process 0"):
+        check_alike(one)
+    names = [{name for name, _ in model.named_parameters()} for model in (one, other)]
+    assert names[0] ^ names[1] == {"lm_head.weight"}  # what is compared shows ties

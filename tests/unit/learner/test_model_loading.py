@@ -1,10 +1,13 @@
 """Paths, vocabularies and the check of a student-teacher pair."""
 
+import json
+
 import pytest
 import torch
 from learner_cases import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
@@ -18,6 +21,7 @@ from onpol_cli.core.config import LoraConfig, ModelConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.model import add_adapters, load_model, real_vocab, resolve_model_path
 from onpol_cli.learner.preflight import check_logits, check_pair
+from onpol_cli.learner.weights import merged_weights, to_saved
 
 
 def tokenizer(words=("a", "b", "c"), eos="<e>", template="{{ messages }}"):
@@ -126,3 +130,30 @@ def test_plain_logits_pass_adapters_and_padded_rows_included(dtype):
     check_logits(model.train(), 37)
     assert model.training
     check_logits(make_model(), 40)
+
+
+def test_the_look_at_logits_takes_torchs_own_attention_and_gives_the_models_back():
+    """Other kernels refuse a CPU, or float32 where autocast is off; the model trains with what was chosen."""
+    model = make_model()
+
+    def refuses(*words, **more):
+        raise AssertionError("a kernel for GPUs")
+
+    AttentionInterface.register("gpu-only", refuses)
+    model.config._attn_implementation = "gpu-only"
+    check_logits(model, 37)
+    assert model.config._attn_implementation == "gpu-only"
+    model.config._attn_implementation = "eager"
+
+
+def test_a_stored_output_matrix_unlike_the_embeddings_stays_one_of_its_own(tmp_path):
+    """Whatever the config says of ties: transformers loads both, and a checkpoint must then hold both."""
+    model = make_model(dtype=torch.float32, tied=False)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    opened = load_model(ModelConfig(path=str(tmp_path)))
+    assert opened.lm_head.weight is not opened.model.embed_tokens.weight
+    saved = to_saved(merged_weights(opened), opened, torch.float32)
+    assert torch.equal(saved["lm_head.weight"], model.lm_head.weight)
+    assert not opened.config.tie_word_embeddings

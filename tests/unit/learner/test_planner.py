@@ -4,6 +4,7 @@ import pytest
 from learner_cases import make_config, make_model
 from transformers import Qwen3Config
 
+from onpol_cli.core.config import OpdSignal
 from onpol_cli.learner.planner import GIB, plan, shape_of
 
 
@@ -81,6 +82,7 @@ def test_frozen_models_are_sharded_unless_told_otherwise_and_free_under_adapters
     one = frozen()
     assert one > 0 and frozen(parallel__nproc=8) == pytest.approx(one / 8)
     assert frozen(parallel__nproc=8, parallel__shard_frozen=False) == one
+    assert frozen(parallel__nproc=8, method__signal=OpdSignal.reverse) > 1.1 * one / 8  # the output matrix is whole
     assert frozen(method__reference_kl=0.1) == 2 * one
     assert frozen(method__name="opsd") == 0
 

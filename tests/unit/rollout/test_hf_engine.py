@@ -192,6 +192,24 @@ def test_the_batch_fits_the_memory_that_is_free_or_torchs_own(make_model, tokeni
     assert engine.decoder.held_bytes() == 100 * engine.decoder.bytes_per_token()
 
 
+def test_an_idle_cache_takes_the_shape_that_is_asked_for(make_model, tokenizer):
+    """Many short sequences before, few long ones now: not many long ones."""
+    decoder = engine_of(make_model(), tokenizer).decoder
+    decoder.reserve(16, 20)
+    decoder.reserve(2, 200)
+    assert decoder.held_bytes() == 2 * 200 * decoder.bytes_per_token()
+    decoder.admit(decoder.prefill([(5, 9, 2)]), [0])
+    decoder.reserve(4, 100)  # what is being decoded stays
+    assert decoder.held_bytes() == 4 * 200 * decoder.bytes_per_token()
+
+
+def test_a_module_sampler_leaves_the_policys_configuration_alone(make_model, tokenizer):
+    model = make_model("mistral")
+    before = model.config.to_dict()
+    engine_of(model, tokenizer, dtype=Dtype.bfloat16)
+    assert model.config.to_dict() == before
+
+
 def decode_once(decoder):
     decoder.admit(decoder.prefill([(5, 9, 2)]), [0])
     return decoder.decode(torch.tensor([7]))
