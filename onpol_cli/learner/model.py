@@ -97,9 +97,12 @@ def load_model(config: ModelConfig, seed: int = 0, world: World | None = None) -
     """
     import torch
 
+    from onpol_cli.learner.parallel import World
+
     quiet()
+    world = world or World()
     dtype = getattr(torch, config.dtype.value)
-    device = pick_device(config) if world is None or world.size == 1 else torch.device("cpu")
+    device = pick_device(config) if world.size == 1 else torch.device("cpu")
     extra = {} if config.attention == "auto" else {"attn_implementation": config.attention}
 
     def load() -> PreTrainedModel:
@@ -109,7 +112,7 @@ def load_model(config: ModelConfig, seed: int = 0, world: World | None = None) -
         model.to(device)  # type: ignore[arg-type]  # in place
         return model
 
-    model = load() if world is None else _by_the_first(world, load, config.path, config.revision, dtype, **extra)
+    model = _by_the_first(world, load, config.path, config.revision, dtype, **extra)
     if config.lora.rank > 0:
         add_adapters(model, config.lora, seed)
     return model

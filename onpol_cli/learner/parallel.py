@@ -4,7 +4,7 @@ Each rank trains on its own share of a step's examples; losses are divided by gl
 the summed gradient is that of one process. Layers are FSDP2 units; embedding, final norm and output
 matrix belong to the root, which is a wrapper whose forward runs forward *and* loss, since the chunked
 head needs the whole output matrix. Only rank 0 reads weights; the others get them a layer at a time, and no
-device ever holds more than its shards and one layer. Owns no formula.
+device ever holds more than its shards and one layer, or the ends. Owns no formula.
 """
 
 from __future__ import annotations

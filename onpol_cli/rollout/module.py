@@ -28,13 +28,14 @@ class ModulePrefix:
 class Float32Logits(torch.nn.Module):
     """An output matrix whose logits are float32 below layers of any format, as `lean.py` and the learner have them.
 
-    A CPU needs the matrix itself in float32, so that it is its own one even where the model ties it to the embeddings.
+    A CPU needs the matrix itself in float32: below bf16 layers it is its own one, tied to the embeddings or not.
     """
 
     def __init__(self, head: Any, device: torch.device) -> None:
         super().__init__()
         wide = head.weight.dtype if device.type == "cuda" else torch.float32
-        self.weight = torch.nn.Parameter(torch.empty_like(head.weight, dtype=wide))
+        same = head.weight.dtype == wide  # then a tied matrix stays tied
+        self.weight = head.weight if same else torch.nn.Parameter(torch.empty_like(head.weight, dtype=wide))
         self.bias = None if head.bias is None else torch.nn.Parameter(torch.empty_like(head.bias, dtype=wide))
 
     def forward(self, states: Tensor) -> Tensor:
