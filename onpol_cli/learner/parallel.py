@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from onpol_cli.core.config import Dtype, LearnerConfig, ParallelConfig
 from onpol_cli.core.errors import OnpolError
@@ -25,11 +25,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of a learner process's place among the others."""
 
 
 def under_torchrun() -> bool:
     """Whether torchrun (or Slurm with its variables set) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for a child that is no learner process: without what torchrun told this one of its place."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in PLACE and not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))
+    }
 
 
 def torchrun_words(config: ParallelConfig, program: Sequence[str]) -> list[str]:
@@ -63,6 +74,14 @@ class World:
         """Every `size`-th item, starting with this rank's: what this rank works on."""
         return list(items[self.rank :: self.size])
 
+    def join(self, share: Sequence[T]) -> list[T]:
+        """Everybody's shares in the order of one process: the inverse of `share`. A collective call."""
+        return interleaved(self.gather(share))
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, where alone it is called; the others wait for it. A collective call."""
+        return cast(T, self.gather(make() if self.rank == 0 else None)[0])
+
     def gather(self, value: T) -> list[T]:
         """`value` of every rank, in rank order."""
         if self.size == 1:
@@ -74,13 +93,22 @@ class World:
         return everyone
 
 
+ALONE = World()
+
+
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """The first of each part, then the second of each, and so on."""
+    longest = max(map(len, parts))
+    return [part[place] for place in range(longest) for part in parts if place < len(part)]
+
+
 def join_world(config: ParallelConfig, device: torch.device) -> World:
     """Join the process group that torchrun's variables describe; alone if one process is configured.
 
     Safe to call again: a process joins once.
     """
     if config.nproc * config.nnodes == 1 or not under_torchrun():
-        return World()
+        return ALONE
     import torch
     import torch.distributed as dist
 

@@ -18,6 +18,7 @@ from onpol_cli.core.config import Engine, RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.core.types import Rollout
+from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.learner.weights import Adapter
 
 HEAD = "lm_head.weight"
@@ -150,6 +151,7 @@ def build_engine(
     seed: int,
     device: torch.device | str,
     model: Any = None,
+    world: World = ALONE,
 ) -> RolloutEngine:
     """The engine named by `config.engine`, loaded with the weights at `model_path` (or of `model`).
 
@@ -158,6 +160,7 @@ def build_engine(
         seed: seeds engine internals; rollouts are seeded by their prompts.
         device: where the hf engine computes.
         model: an already loaded transformers model whose weights are taken; `model_path` then gives the configuration.
+        world: the learner's processes. Servers serve all of them; any other engine is each process's own.
 
     Raises:
         OnpolError: vLLM is asked for and not installed, or model and tokenizer do not fit.
@@ -172,4 +175,4 @@ def build_engine(
         return VllmEngine(config, model_path, tokenizer, seed, model)
     from onpol_cli.rollout.vllm_server import ServerEngine
 
-    return ServerEngine(config, model_path, tokenizer, seed, model)
+    return ServerEngine(config, model_path, tokenizer, seed, model, world)

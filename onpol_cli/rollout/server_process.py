@@ -21,6 +21,7 @@ import httpx
 from onpol_cli.core.config import LoraSync, RolloutConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.core.packages import installed_version
+from onpol_cli.learner.parallel import without_torchrun
 from onpol_cli.rollout.transfer import chosen, server_options, server_variables
 from onpol_cli.rollout.vllm_env import CPU_DEFAULTS, log_path, log_tail, on_gpu, require_vllm
 from onpol_cli.rollout.vllm_params import CPU_BLOCK, adapter_rank, cpu_step_tokens, hf_overrides
@@ -70,14 +71,17 @@ def server_arguments(config: RolloutConfig, context: int, port: int, seed: int) 
 
 
 def server_environment(config: RolloutConfig) -> dict[str, str]:
-    """The user's environment, with development endpoints (weight updates) on and usage reports off."""
+    """The user's environment, with development endpoints (weight updates) on and usage reports off.
+
+    The server is no learner process, whatever torchrun has told the one that starts it.
+    """
     wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
     wanted |= server_variables(chosen(config))
     if config.lora_sync is LoraSync.adapter:
         wanted["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if not on_gpu():
         wanted |= CPU_DEFAULTS
-    return wanted | os.environ
+    return wanted | without_torchrun(os.environ)
 
 
 class LocalServer:

@@ -18,13 +18,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
+from onpol_cli.core.config import Engine, LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.learner.weights import merged_weights
 from onpol_cli.rollout.engine import real_vocabulary
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_model
 from onpol_cli.rollout.server_client import Endpoint, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
+from onpol_cli.rollout.transfer import local_gpus
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -78,12 +80,15 @@ class ServerScorer:
         model_path: the teacher's folder or hub name, read only if a server is started.
         tokenizer: shared by policy and teacher.
         temperature: must be 1.
+        world: the learner's processes, which make the scorer together and all ask the same servers.
 
     Raises:
         OnpolError: another temperature, or a server that returns no prompt log-probs (probed at once).
     """
 
-    def __init__(self, config: RolloutConfig, model_path: str, tokenizer: Any, temperature: float = 1.0) -> None:
+    def __init__(
+        self, config: RolloutConfig, model_path: str, tokenizer: Any, temperature: float = 1.0, world: World = ALONE
+    ) -> None:
         if temperature != 1.0:
             raise OnpolError(
                 f"method.teacher_temperature is {temperature}, but vLLM's prompt log-probs are always at temperature "
@@ -93,7 +98,7 @@ class ServerScorer:
         self.pool = Pool([], config.concurrency, config.retries)
         atexit.register(self.close)
         try:
-            urls = config.teacher_servers or self._start(config, model_path, tokenizer)
+            urls = config.teacher_servers or world.agreed(lambda: self._start(config, model_path, tokenizer))
             self.pool.endpoints = [Endpoint(url, config.timeout_s) for url in urls]
             self.models = {endpoint.url: endpoint.model_name() for endpoint in self.pool.endpoints}
             self.logprobs([((0,), (1, 2))])
@@ -113,7 +118,9 @@ class ServerScorer:
             write_model(folder, merged_weights(model), model.config, vocabulary, tokenizer)
             # a teacher's weights never change
             fixed = replace(config, lora_sync=LoraSync.merged, weight_transfer=WeightTransfer.reload)
-            self.started = start_servers(folder, fixed, context, 0, ["vllm-teacher"])
+            place = config.local_servers if config.engine is Engine.vllm_server and not config.servers else 0
+            gpus = [local_gpus(fixed.weight_transfer, place, config.tensor_parallel)]  # after those of the samplers
+            self.started = start_servers(folder, fixed, context, 0, ["vllm-teacher"], gpus)
         finally:
             remove_folder(folder)  # the server has read it
         return [server.url for server in self.started]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
 import socket
 import threading
@@ -70,20 +71,45 @@ def server_variables(kind: WeightTransfer) -> dict[str, str]:
     return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if kind is WeightTransfer.ipc else {}
 
 
-def server_gpus(kind: WeightTransfer, number: int, workers: int, visible: Sequence[str], own: int) -> list[str]:
+def local_gpus(kind: WeightTransfer, number: int, workers: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of local server `number`, as `server_gpus` has it; empty on a machine without a GPU."""
+    if not on_gpu():
+        return []
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    if several_processes():  # torchrun: process i of this machine computes on GPU i
+        learners = range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    else:
+        learners = range(torch.cuda.current_device(), torch.cuda.current_device() + 1)
+    return server_gpus(kind, number, workers, names.split(","), learners)
+
+
+def server_gpus(
+    kind: WeightTransfer, number: int, workers: int, visible: Sequence[str], learners: Sequence[int]
+) -> list[str]:
     """GPUs of local server `number`: the learner's own for `ipc`, the next free ones for `nccl`.
+
+    For `reload` the free ones as well, and after them, in turn, those of the learner's processes.
 
     Args:
         workers: GPUs a server needs (`rollout.tensor_parallel`).
         visible: all GPUs of this machine that may be used, by the names in CUDA_VISIBLE_DEVICES.
-        own: place of the learner's among them.
+        learners: places of the learner's among them.
 
     Raises:
         OnpolError: there are too few.
     """
+    own = [visible[place] for place in learners]
+    others = [name for name in visible if name not in own]
     if kind is WeightTransfer.ipc:
-        return [visible[own]]
-    others = [name for place, name in enumerate(visible) if place != own]
+        return own[:1]
+    if kind is WeightTransfer.reload:
+        if workers > len(visible):
+            raise OnpolError(
+                f"rollout.tensor_parallel={workers} wants as many GPUs for each local server; {len(visible)} are "
+                f"visible. Set rollout.tensor_parallel={len(visible)}."
+            )
+        turn = [*others, *own]
+        return [turn[(number * workers + place) % len(turn)] for place in range(workers)]
     found = others[number * workers : (number + 1) * workers]
     if len(found) < workers:
         raise OnpolError(

@@ -2,15 +2,16 @@
 
 Owns the spread of requests over servers, the weight version that each must hold before its samples count,
 and the exchange folder of the current weights. Processes are `server_process`', HTTP is `server_client`'s.
+All learner processes sample from the same servers; the first alone starts them, writes the weights and tells them.
 """
 
 from __future__ import annotations
 
 import atexit
-import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +22,13 @@ from torch import Tensor
 from onpol_cli.core.config import LoraSync, RolloutConfig, SamplingConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
+from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.learner.weights import Adapter, merged_weights
 from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_adapter, write_model, write_weights
 from onpol_cli.rollout.server_client import Endpoint, EndpointDown, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
-from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, server_gpus, wire_shapes
+from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, local_gpus, wire_shapes
 from onpol_cli.rollout.vllm_env import SERVERS_SINCE, require_vllm
 from onpol_cli.rollout.vllm_params import CompleteWeights, make_rollout, real_rows, request_fields
 
@@ -42,14 +44,16 @@ class ServerEngine:
         tokenizer: the policy's.
         seed: of the servers.
         model: transformers causal LM whose weights are handed over.
+        world: the learner's processes, which make the engine and sync its weights together.
     """
 
     def __init__(
-        self, config: RolloutConfig, model_path: str, tokenizer: Any, seed: int = 0, model: Any = None
+        self, config: RolloutConfig, model_path: str, tokenizer: Any, seed: int = 0, model: Any = None,
+        world: World = ALONE,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.world = config, tokenizer, world
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
         rows: int = model.get_output_embeddings().weight.shape[0]
@@ -57,20 +61,20 @@ class ServerEngine:
         self.context = min(config.max_context, model.config.max_position_embeddings)
         self.eos: int | None = tokenizer.eos_token_id
         self.weight_version, self.last_stats = 0, EngineStats()
-        self.token = uuid.uuid4().hex[:8]
+        self.token = world.agreed(lambda: uuid.uuid4().hex[:8])
         self.names = {name for name, _ in merged_weights(model)}
         # foreign servers keep the checkpoint's padded rows; there a bias keeps them from being sampled
         self.rows = rows if config.servers else self.vocabulary
         kind = chosen(config)
         self.transfer = None if kind is WeightTransfer.reload else self._transfer(kind, model)
-        self.folder = make_folder(config.exchange)
+        self.folder = self._new_folder()
         self.adapter_folder: Path | None = None
         self.started: list[LocalServer] = []
         self.pool = Pool([], config.concurrency, config.retries)
         atexit.register(self.close)
         try:
             start = merged_weights(model, merge=config.lora_sync is LoraSync.merged)
-            write_model(self.folder, start, model.config, self.rows, tokenizer)
+            self._by_the_first(lambda: write_model(self.folder, start, model.config, self.rows, tokenizer), start)
             self._connect(seed)
         except BaseException:
             self.close()
@@ -84,29 +88,51 @@ class ServerEngine:
         stream = WeightStream(shapes, torch.device("cuda", torch.cuda.current_device()))
         return Transfer(kind, stream, self.config.tensor_parallel, self.config.timeout_s)
 
-    def _gpus(self, number: int) -> list[str]:
-        """CUDA_VISIBLE_DEVICES of local server `number`; empty: as they are."""
-        if self.transfer is None:
-            return []
-        import torch
+    @property
+    def first(self) -> bool:
+        """Whether this is the learner process that the servers take weights from."""
+        return self.world.rank == 0
 
-        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        own = torch.cuda.current_device()
-        return server_gpus(self.transfer.kind, number, self.config.tensor_parallel, names.split(","), own)
+    def _new_folder(self) -> Path:
+        """An exchange folder that the first process makes and removes; all know its name, to send a server there."""
+        return self.world.agreed(lambda: make_folder(self.config.exchange))
+
+    def _remove(self, folder: Path | None) -> None:
+        if self.first and folder is not None:
+            remove_folder(folder)
+
+    def _by_the_first(self, write: Callable[[], None], stream: Iterable[tuple[str, Tensor]]) -> None:
+        """`write`, which reads `stream`, in the first process; the others read on, since shards are gathered by all."""
+        if self.first:
+            write()
+        else:
+            deque(stream, maxlen=0)
+
+    def _everywhere(self, act: Callable[[Endpoint], None]) -> None:
+        """`act` on every server by the first process, while nobody samples; the others wait until it is done."""
+        self.world.gather(None)
+        self.world.agreed(lambda: self.pool.each(act))
 
     def _connect(self, seed: int) -> None:
-        """Start local servers if none are given, and bring every server to version 0."""
+        """Servers with version 0 of the weights: those given, or local ones that the first process starts."""
+        self.models = self.world.agreed(lambda: self._open(seed))
+        if not self.first:
+            self.pool.endpoints = [Endpoint(url, self.config.timeout_s) for url in self.models]
+
+    def _open(self, seed: int) -> dict[str, str]:
+        """Start local servers if none are given, and bring every server to version 0; model names by URL."""
         config = self.config
         if not config.servers:
             require_vllm("rollout=vllm_server", SERVERS_SINCE)
-            names = [f"vllm-server-{number}" for number in range(config.local_servers)]
-            gpus = [self._gpus(number) for number in range(config.local_servers)]
+            numbers = range(config.local_servers)
+            names = [f"vllm-server-{number}" for number in numbers]
+            gpus = [local_gpus(chosen(config), number, config.tensor_parallel) for number in numbers]
             self.started = start_servers(self.folder, config, self.context, seed, names, gpus)
         urls = config.servers or [server.url for server in self.started]
         self.pool.endpoints = [Endpoint(url, config.timeout_s) for url in urls]
         folder = str(self.folder) if config.servers else None
         self.pool.each(lambda endpoint: endpoint.load(folder, self.label))
-        self.models = {endpoint.url: endpoint.model_name() for endpoint in self.pool.alive()}
+        return {endpoint.url: endpoint.model_name() for endpoint in self.pool.alive()}
 
     @property
     def label(self) -> str:
@@ -218,16 +244,16 @@ class ServerEngine:
 
     def _write(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Through a folder, written once and read by every server."""
-        fresh = make_folder(self.config.exchange)
+        fresh = self._new_folder()
         try:
-            write_weights(fresh, stream)
+            self._by_the_first(lambda: write_weights(fresh, stream), stream)
         except BaseException:
-            remove_folder(fresh)
+            self._remove(fresh)
             raise
-        remove_folder(self.folder)
+        self._remove(self.folder)
         self.folder = fresh
         self.weight_version += 1
-        self.pool.each(lambda endpoint: endpoint.load(str(self.folder), self.label))
+        self._everywhere(lambda endpoint: endpoint.load(str(fresh), self.label))
 
     def sync_adapter(self, adapter: Adapter) -> None:
         """Write the adapter once, have every server serve it beside the starting weights, and check that it does.
@@ -237,13 +263,13 @@ class ServerEngine:
         """
         if self.config.lora_sync is not LoraSync.adapter:
             raise OnpolError("These servers take merged weights; set rollout.lora_sync=adapter to send adapters.")
-        fresh, old = make_folder(self.config.exchange), self.adapter_folder
-        write_adapter(fresh, adapter)
+        fresh, old = self._new_folder(), self.adapter_folder
+        if self.first:
+            write_adapter(fresh, adapter)
         self.adapter_folder = fresh
         self.weight_version += 1
-        self.pool.each(lambda endpoint: endpoint.load_adapter(str(fresh), self.label))
-        if old is not None:
-            remove_folder(old)
+        self._everywhere(lambda endpoint: endpoint.load_adapter(str(fresh), self.label))
+        self._remove(old)
 
     # ---- life
 
@@ -263,8 +289,7 @@ class ServerEngine:
             server.stop()
         self.started = []
         for folder in (self.folder, self.adapter_folder):
-            if folder is not None:
-                remove_folder(folder)
+            self._remove(folder)
 
     def __enter__(self) -> Self:
         return self

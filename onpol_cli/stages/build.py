@@ -15,13 +15,13 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.files import sha256_file
 from onpol_cli.core.types import Problem
 from onpol_cli.learner.chat import Chat
+from onpol_cli.learner.parallel import ALONE, World, join_world
 from onpol_cli.runs.lookup import RunInfo, find_run, list_runs
 from onpol_cli.stages.session import runs_root
 
 if TYPE_CHECKING:
     import torch
 
-    from onpol_cli.learner.parallel import World
     from onpol_cli.learner.scorer import LocalScorer
     from onpol_cli.rollout.engine import RolloutEngine
     from onpol_cli.tasks.protocol import Task
@@ -141,16 +141,14 @@ def tokenizer_and_chat(path: str) -> tuple[Any, Chat]:
 
 
 def load_teacher(
-    checkpoint: Checkpoint, config: Config, student_path: str, world: World | None = None
+    checkpoint: Checkpoint, config: Config, student_path: str, world: World = ALONE
 ) -> LocalScorer:
-    """The tutor as a frozen scorer, sharded over `world` if that is given, after checking that it fits the student."""
+    """The tutor as a frozen scorer, sharded over `world`, after checking that it fits the student."""
     from onpol_cli.learner.model import frozen_model, pick_device, real_vocab
-    from onpol_cli.learner.parallel import World
     from onpol_cli.learner.scorer import LocalScorer
 
     teacher_tokenizer = fitting_tokenizer(checkpoint, student_path)
     device = pick_device(config.model)
-    world = world or World()
     model = frozen_model(checkpoint.path, teacher_dtype(config), device, world)
     vocab, temperature = real_vocab(teacher_tokenizer, model), config.method.teacher_temperature
     return LocalScorer(model, vocab, config.learner, device, temperature, world)
@@ -158,9 +156,7 @@ def load_teacher(
 
 def frozen_world(config: Config, device: torch.device) -> World:
     """The processes that share teachers and references: all of the learner's, or each its own whole copy."""
-    from onpol_cli.learner.parallel import World, join_world
-
-    return join_world(config.parallel, device) if config.parallel.shard_frozen else World()
+    return join_world(config.parallel, device) if config.parallel.shard_frozen else ALONE
 
 
 def shared_tutors(config: Config, student_path: str, tutors: Mapping[str, Checkpoint]) -> list[str]:
@@ -195,15 +191,18 @@ def teacher_dtype(config: Config) -> torch.dtype:
     return dtype if torch.cuda.is_available() else torch.float32
 
 
-def engine_for(config: Config, model_path: str, tokenizer: Any, model: Any = None) -> RolloutEngine:
-    """The rollout engine of the configuration, loaded with `model_path` (or copying `model`)."""
+def engine_for(
+    config: Config, model_path: str, tokenizer: Any, model: Any = None, world: World = ALONE
+) -> RolloutEngine:
+    """The rollout engine of the configuration, loaded with `model_path` (or copying `model`), for all of `world`."""
     from onpol_cli.core.seeding import derive_seed
     from onpol_cli.learner.model import pick_device, quiet
     from onpol_cli.rollout.engine import build_engine
 
     quiet()
     seed = derive_seed(config.seed, "engine") % 2**31
-    return build_engine(config.rollout, model_path, tokenizer, seed, pick_device(config.model), model=model)
+    device = pick_device(config.model)
+    return build_engine(config.rollout, model_path, tokenizer, seed, device, model=model, world=world)
 
 
 def bench_task(config: Config, name: str) -> TaskConfig:

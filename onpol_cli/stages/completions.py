@@ -6,7 +6,6 @@ Owns the choice of a `CompletionSource` and the number of steps; sampling and gr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onpol_cli.core.config import Config
@@ -87,11 +86,5 @@ def prepared(run: RunDir, bench: Workbench, method: Method) -> list[Group]:
     share = world.share(asked_of(bench.problems, seed))
     groups, metrics = sample_groups(share, bench.config.method.group, bench.sample, bench.grade)
     if not any(row.get("step") == -1 for row in read_lines(run.path / METRICS)):
-        run.log({"step": -1, **reduce_metrics(world.gather(metrics))})
-    return method.select(interleaved(world.gather(groups)))
-
-
-def interleaved(parts: Sequence[list[Group]]) -> list[Group]:
-    """Shares of all processes in the order of one process: the inverse of `World.share`."""
-    longest = max(map(len, parts))
-    return [part[place] for place in range(longest) for part in parts if place < len(part)]
+        run.log({"step": -1, **reduce_metrics(world.gather(metrics), world.gather(len(share)))})
+    return method.select(world.join(groups))

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from onpol_cli.core.config import Config, Device, Engine, LoraSync, WeightTransfer
+from onpol_cli.core.config import Config, Device, Engine, LoraSync, ScorerKind, WeightTransfer
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.packages import installed_version
 from onpol_cli.stages import build
@@ -154,7 +154,7 @@ def check_engines(config: Config) -> list[Finding]:
 
 def check_sync(config: Config) -> list[Finding]:
     """Whether weights can reach the sampler in the way that is asked for."""
-    return [caught("weight sync", lambda: _adapter_sync(config)), *_weight_transfer(config)]
+    return [caught("weight sync", lambda: _adapter_sync(config)), *_weight_transfer(config), *_local_servers(config)]
 
 
 def _adapter_sync(config: Config) -> Finding:
@@ -191,6 +191,18 @@ def _weight_transfer(config: Config) -> list[Finding]:
         message = f"rollout.weight_transfer={way.value} moves whole weights, rollout.lora_sync=adapter none"
         return [failure("weight transfer", message, remedy)]
     return [caught("weight transfer", lambda: ok("weight transfer", chosen(rollout).value))]
+
+
+def _local_servers(config: Config) -> list[Finding]:
+    """Servers that are started here listen on loopback, where learner processes of other machines cannot reach them."""
+    rollout = config.rollout
+    wanted = {
+        "rollout.servers": rollout.engine is Engine.vllm_server and not rollout.servers,
+        "rollout.teacher_servers": config.method.scorer is ScorerKind.vllm_server and not rollout.teacher_servers,
+    }
+    missing = [name for name, needed in wanted.items() if needed and config.parallel.nnodes > 1]
+    message = f"servers started on one machine's loopback are out of reach of parallel.nnodes={config.parallel.nnodes}"
+    return [failure("servers", message, f"Start them yourself and set {name}=[http://HOST:PORT].") for name in missing]
 
 
 def check_isolation(config: Config) -> list[Finding]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from onpol_cli.learner.chat import Chat
     from onpol_cli.learner.learner import Learner
+    from onpol_cli.learner.parallel import World
     from onpol_cli.learner.scorer import TeacherScorer
     from onpol_cli.methods.base import Context, Group, Method
     from onpol_cli.rollout.engine import Prompt, RolloutEngine
@@ -137,7 +138,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
     run.update_manifest(planned_steps=steps)
     bench.learner.dump = dump_to(run)
-    run.resumed = bench.learner.world.gather(run.resumed)[0]  # only the first process knows what it found
+    run.resumed = bench.learner.world.agreed(lambda: run.resumed)  # only the first process knows what it found
     measure_noise(run, bench)
     bench.rest()
     sync = _sync(bench, source)
@@ -151,7 +152,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         sync=sync if method.source is not Source.DATASET else None,
         validate=_validation(bench, config, sync) if config.run.validate_every else None,
         scores_teacher=bool(bench.teachers),
-        on_step=_observer(run, config, reporter),
+        on_step=_observer(run, config, reporter, bench.learner.world),
     )
     train(parts, config.run)
     finish(run, bench.learner, steps)
@@ -161,13 +162,13 @@ def silent(step: int, metrics: dict[str, float], groups: list[Group]) -> None:
     """What processes other than the first report."""
 
 
-def _observer(run: RunDir, config: Config, reporter: Observer) -> Observer:
+def _observer(run: RunDir, config: Config, reporter: Observer, world: World) -> Observer:
     """What is told of every step: the live view, and the saved rollouts where they are asked for."""
     from onpol_cli.stages.rollout_log import ROLLOUTS, rows_of
 
     def observe(step: int, metrics: dict[str, float], groups: list[Group]) -> None:
         if config.rollout.save:
-            run.append(ROLLOUTS, rows_of(step, groups))
+            run.append(ROLLOUTS, rows_of(step, world.join(groups)))
         reporter(step, metrics, groups)
 
     return observe
@@ -210,7 +211,8 @@ def assemble(
     )  # fmt: skip
     engine = None
     if samples or config.run.validate_every:
-        engine = stack.enter_context(build.engine_for(config, model_config.path, tokenizer, learner.model))
+        made = build.engine_for(config, model_config.path, tokenizer, learner.model, learner.world)
+        engine = stack.enter_context(made)
     bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)
     run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
     method = build_method(config.method, method_context(bench))
@@ -247,6 +249,7 @@ def make_models(
 def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str, stack: ExitStack) -> TeacherScorer:
     """The tutor as `method.scorer` wants it: in this process, or behind vLLM servers that end with the run."""
     from onpol_cli.learner.model import pick_device
+    from onpol_cli.learner.parallel import join_world
 
     if config.method.scorer is not ScorerKind.vllm_server:
         world = build.frozen_world(config, pick_device(config.model))
@@ -254,8 +257,8 @@ def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str
     from onpol_cli.rollout.teacher import ServerScorer
 
     tokenizer = build.fitting_tokenizer(checkpoint, student_path)
-    temperature = config.method.teacher_temperature
-    scorer: Any = stack.enter_context(ServerScorer(config.rollout, checkpoint.path, tokenizer, temperature))
+    temperature, world = config.method.teacher_temperature, join_world(config.parallel, pick_device(config.model))
+    scorer: Any = stack.enter_context(ServerScorer(config.rollout, checkpoint.path, tokenizer, temperature, world))
     teacher: TeacherScorer = scorer
     return teacher
 
@@ -376,7 +379,7 @@ def _validation(
 
     assert sync is not None
     sampler: Sampler = bench.sample
-    validate = validator(bench.task, bench.chat, sampler, config)
+    validate = validator(bench.task, bench.chat, sampler, config, bench.learner.world)
     refresh = sync
 
     def refreshed(done: int) -> dict[str, float]:

@@ -90,7 +90,8 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
     if parts.scores_teacher:
         metrics["time/score"] = time.perf_counter() - scoring
         metrics["tokens/scored"] = float(sum(len(s.prompt_ids) + len(s.completion_ids) for s in flat(groups)))
-    metrics = reduce_metrics(parts.learner.world.gather(metrics))
+    world = parts.learner.world
+    metrics = reduce_metrics(world.gather(metrics), world.gather(len(flat(groups))))
     training = time.perf_counter()
     metrics |= parts.learner.step(examples)
     metrics["time/train"] = time.perf_counter() - training
@@ -113,22 +114,33 @@ SUMMED = ("tokens/", "grade/")
 LARGEST = ("time/", "length/max", "memory/")
 
 
-def reduce_metrics(parts: Sequence[Metrics]) -> Metrics:
-    """One step's metrics of all processes: counts summed, seconds and maxima the largest, shares averaged.
+def reduce_metrics(parts: Sequence[Metrics], counts: Sequence[int] = ()) -> Metrics:
+    """One step's metrics of all processes: counts summed, seconds and maxima the largest, means weighed.
 
-    Shares are exact when every process has equally many rollouts, as with `method.prompts` a multiple of
-    the number of processes.
+    Means over what is not every rollout (passed ones, say) are exact only where all processes have equally many.
+
+    Args:
+        parts: of each process.
+        counts: its rollouts; without them, or where nobody has any, all processes weigh the same.
     """
     if len(parts) == 1:
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part)
-    return {name: _reduced(name, [part[name] for part in parts if name in part]) for name in names}
+    weights = counts if sum(counts) else [1] * len(parts)
+    reduced = {}
+    for name in names:
+        held = [(part[name], weight) for part, weight in zip(parts, weights, strict=True) if name in part]
+        reduced[name] = _reduced(name, held)
+    return reduced
 
 
-def _reduced(name: str, values: Sequence[float]) -> float:
+def _reduced(name: str, held: Sequence[tuple[float, int]]) -> float:
+    values, total = [value for value, _ in held], sum(weight for _, weight in held)
     if name.startswith(SUMMED):
         return sum(values)
-    return max(values) if name.startswith(LARGEST) else sum(values) / len(values)
+    if name.startswith(LARGEST) or not total:
+        return max(values)
+    return sum(value * weight for value, weight in held) / total
 
 
 def _due(done: int, every: int, steps: int) -> bool:
@@ -155,7 +167,7 @@ def restore(parts: Parts) -> int:
         return 0
     import torch
 
-    found = parts.learner.world.gather(latest_valid(parts.run.state) if parts.rank == 0 else None)[0]
+    found = parts.learner.world.agreed(lambda: latest_valid(parts.run.state))
     done = found[0] if found else 0
     if found:
         # Mapped where everything goes to a GPU anyway: the processes of a host then share one copy of the file.

@@ -15,14 +15,13 @@ from typing import Protocol
 
 from onpol_cli.core.seeding import derive_rng, derive_seed
 from onpol_cli.core.types import Completion, Grade, Outcome, Problem, Rollout
-from onpol_cli.learner.parallel import World
+from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.methods.base import Group, Ids, Sample, flat
 from onpol_cli.rollout.engine import Prompt
 from onpol_cli.training.order import Order
 
 Metrics = dict[str, float]
 Sampler = Callable[[Sequence[Prompt]], list[Rollout]]
-ALONE = World()
 Grader = Callable[[Sequence[tuple[Problem, Completion]]], list[Grade]]
 
 

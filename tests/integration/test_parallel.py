@@ -128,6 +128,7 @@ def test_frozen_models_are_sharded_like_the_policy(tmp_path, words):
     """One process, two that share the frozen models' shards, two with whole copies: the same numbers."""
     train(tmp_path, "tutor", 1, "optim.lr=1e-3")
     common = ["method.prompts=3", "method.group=2", "method.steps=2", "rollout.sampling.max_new_tokens=24"]
+    common += ["rollout.save=true", "run.validate_every=2", "task.validation_problems=5"]
     common += ["tutor=tutor", *words[1:]]
     runs = {"one": (1, ""), "shards": (2, ""), "copies": (2, "parallel.shard_frozen=false")}
     method = words[0].removeprefix("method=")
@@ -135,10 +136,15 @@ def test_frozen_models_are_sharded_like_the_policy(tmp_path, words):
         train(tmp_path, name, nproc, *common, *filter(None, [more]), method=method, verb="distill student")
         for name, (nproc, more) in runs.items()
     )
-    same = ("loss/total", "grad_norm", "kl/teacher", "tokens/generated", "kl/reference")
+    same = ("loss/total", "grad_norm", "kl/teacher", "tokens/generated", "kl/reference", "reward/mean", "length/mean")
     names = [name for name in same if name in one[0]]
     assert "kl/teacher" in names and one[-1]["kl/teacher"] != 0
     assert [shards[0][name] for name in names] == pytest.approx([one[0][name] for name in names], rel=1e-4, abs=1e-6)
+    kept = [read_lines(tmp_path / name / "rollouts.jsonl") for name in ("one", "shards")]
+    kept = [[(row["problem_id"], row["completion_ids"]) for row in found if row["step"] == 0] for found in kept]
+    assert kept[0] == kept[1] and len(kept[0]) == 6, "of every process, in the order of one"
+    scores = [{name: row[name] for name in row if name.startswith("validation/")} for row in (one[1], shards[1])]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3) and scores[0]["validation/tiny-edit/n"] == 5
     for row, other in zip(shards, copies, strict=True):
         assert [row[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-5, abs=1e-7)
 

@@ -111,6 +111,41 @@ def test_each_learner_process_has_a_sampler_of_its_own(root, environment):
     assert together["loss/total"] == pytest.approx(alone["loss/total"], rel=1e-3)
 
 
+def served_below(parent):
+    """Words of every server among the descendants of `parent`."""
+    everyone = list(processes())
+    family, grown = {parent}, True
+    while grown:
+        more = {pid for pid, owner, _, _ in everyone if owner in family} - family
+        family, grown = family | more, bool(more)
+    return [words for pid, _, _, words in everyone if pid in family and "--served-model-name" in words]
+
+
+@pytest.mark.parametrize("more", [("model.lora.rank=4", "optim.lr=0.003"), ()], ids=["lora", "full"])
+def test_learner_processes_share_servers_of_policy_and_teacher(root, environment, more):
+    """One server of each, started by the first process; the second samples and scores by them too."""
+    student = ("distill", "student", "tutor=tutor", "method=opd", "method.steps=4", "run.validate_every=2", *more)
+    served = ("rollout=vllm_server", "method.scorer=vllm_server", "rollout.save=true", "task.validation_problems=5")
+    name = f"shared-{len(more)}"
+    for run, nproc in ((f"{name}-1", 1), (f"{name}-2", 2)):
+        command = words(root, run, *student, *served, f"parallel.nproc={nproc}")
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda run=run: len(rows(root / run)) >= 1, process)
+        started = served_below(process.pid)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err[-3000:]
+        assert len(started) == 2, "one of the policy, one of the teacher"
+    pairs = list(zip(rows(root / f"{name}-1"), rows(root / f"{name}-2"), strict=True))
+    assert len(pairs) == 4 and all(row["canary/max_abs"] < TOLERANCE for pair in pairs for row in pair)
+    alone, together = pairs[0]
+    assert {key: together[key] for key in COMPARED} == pytest.approx({key: alone[key] for key in COMPARED}, rel=1e-3)
+    kept = [list(read_lines(root / f"{name}-{n}" / "rollouts.jsonl"))[:8] for n in (1, 2)]
+    kept = [[(row["step"], row["problem_id"], row["sample"], row["completion_ids"]) for row in found] for found in kept]
+    assert kept[0] == kept[1], "both processes' rollouts of the first step are kept, in the order of one"
+    for pair in pairs[1::2]:
+        assert [row["validation/tiny-edit/n"] for row in pair] == [5.0, 5.0]
+
+
 COMPARED = ("loss/total", "kl/teacher", "grad_norm", "entropy", "reward/mean", "length/mean", "tokens/scored")
 
 
@@ -146,16 +181,16 @@ def test_servers_of_the_user_take_adapters_or_merged_weights(root, environment):
     opd = ("distill", "student", "tutor=tutor", "method=opd", "method.steps=4", "rollout=vllm_server")
     with servers(environment, 2, config, resolve_model_path("tiny")) as urls:
         given = f"rollout.servers={json.dumps(urls)}"
-        for sync in ("adapter", "merged"):
+        for sync, nproc in (("adapter", 1), ("merged", 1), ("adapter", 2)):
             lora = ("model.lora.rank=4", "optim.lr=0.003", f"rollout.lora_sync={sync}", "rollout.max_lora_rank=8")
-            done = onpol(environment, *words(root, sync, *opd, given, *lora))
+            done = onpol(environment, *words(root, f"{sync}-{nproc}", *opd, given, *lora, f"parallel.nproc={nproc}"))
             assert done.returncode == 0, done.stderr[-3000:]
-    both = [rows(root / sync) for sync in ("adapter", "merged")]
-    assert [len(found) for found in both] == [4, 4]
-    assert all(row["canary/max_abs"] < TOLERANCE and row["kl/mismatch"] < 1e-6 for found in both for row in found)
-    assert all(row["grad_norm"] > 0 for found in both for row in found), "adapters that do not change prove nothing"
-    adapter, merged = (found[1] for found in both)  # the first step sampled after a sync
-    assert {key: adapter[key] for key in COMPARED} == pytest.approx({key: merged[key] for key in COMPARED}, rel=0.02)
+    runs = [rows(root / name) for name in ("adapter-1", "merged-1", "adapter-2")]
+    assert [len(found) for found in runs] == [4, 4, 4]
+    assert all(row["canary/max_abs"] < TOLERANCE and row["kl/mismatch"] < 1e-6 for found in runs for row in found)
+    assert all(row["grad_norm"] > 0 for found in runs for row in found), "adapters that do not change prove nothing"
+    adapter, *others = ({key: found[1][key] for key in COMPARED} for found in runs)  # the first sampled after a sync
+    assert all(other == pytest.approx(adapter, rel=0.02) for other in others)
 
 
 def test_a_users_server_with_padded_rows_and_hostile_defaults(environment, real_toy, monkeypatch):

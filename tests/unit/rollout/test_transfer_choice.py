@@ -8,7 +8,15 @@ import torch
 from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.rollout import transfer, vllm_env
-from onpol_cli.rollout.transfer import Transfer, WeightStream, chosen, server_gpus, server_options, server_variables
+from onpol_cli.rollout.transfer import (
+    Transfer,
+    WeightStream,
+    chosen,
+    local_gpus,
+    server_gpus,
+    server_options,
+    server_variables,
+)
 
 IPC, NCCL, RELOAD = WeightTransfer.ipc, WeightTransfer.nccl, WeightTransfer.reload
 
@@ -51,10 +59,33 @@ def test_what_servers_are_started_with():
 
 def test_servers_of_an_nccl_group_have_gpus_of_their_own():
     visible = ["4", "5", "6", "7"]
-    assert [server_gpus(NCCL, number, 1, visible, 1) for number in (0, 1, 2)] == [["4"], ["6"], ["7"]]
-    assert server_gpus(IPC, 0, 1, visible, 1) == server_gpus(IPC, 1, 1, visible, 1) == ["5"]
+    assert [server_gpus(NCCL, number, 1, visible, [1]) for number in (0, 1, 2)] == [["4"], ["6"], ["7"]]
+    assert server_gpus(IPC, 0, 1, visible, [1]) == server_gpus(IPC, 1, 1, visible, [1]) == ["5"]
     with pytest.raises(OnpolError, match="4 are visible"):
-        server_gpus(NCCL, 1, 2, visible, 1)
+        server_gpus(NCCL, 1, 2, visible, [1])
+
+
+def test_servers_that_read_a_folder_take_free_gpus_first():
+    visible = ["4", "5", "6", "7"]
+    assert [server_gpus(RELOAD, number, 1, visible, [0, 1]) for number in range(5)] == [[n] for n in "67456"]
+    assert [server_gpus(RELOAD, number, 2, visible, [0, 1]) for number in range(2)] == [["6", "7"], ["4", "5"]]
+    assert server_gpus(RELOAD, 3, 1, ["4"], [0]) == ["4"], "one GPU serves everybody"
+    with pytest.raises(OnpolError, match=r"4 are visible\. Set rollout\.tensor_parallel=4"):
+        server_gpus(RELOAD, 0, 8, visible, [0])
+
+
+def test_gpus_of_local_servers_are_those_of_the_environment(monkeypatch):
+    assert local_gpus(RELOAD, 0, 1) == [], "no GPU here"
+    monkeypatch.setattr(transfer, "on_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [local_gpus(RELOAD, number, 1) for number in range(3)] == [["0"], ["2"], ["1"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
+    assert local_gpus(IPC, 0, 1) == ["6"]
+    monkeypatch.setattr(transfer, "several_processes", lambda: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [local_gpus(RELOAD, number, 1) for number in range(3)] == [["7"], ["5"], ["6"]]
 
 
 class Slow(Transfer):

@@ -92,6 +92,25 @@ def test_a_transfer_between_gpus_needs_one(config: Callable[..., Config], monkey
     assert found.level is Level.error and "here is no GPU" in found.message
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("rollout=vllm_server",), ["rollout.servers"]),
+        (("rollout=vllm_server", "rollout.servers=[http://node0:8000]"), []),
+        (("method=opd", "tutor=tiny", "method.scorer=vllm_server"), ["rollout.teacher_servers"]),
+        (("method=opd", "rollout=vllm"), []),
+    ],
+)
+def test_servers_on_loopback_serve_one_host(config: Callable[..., Config], words: tuple[str, ...], wanted: list[str]):
+    def found(*more: str) -> list[Finding]:
+        return [finding for finding in checks.check_sync(config(*words, *more)) if finding.check == "servers"]
+
+    far = found("parallel.nnodes=2", "parallel.rendezvous=node0:29400")
+    assert [finding.remedy.split("set ")[1].split("=")[0] for finding in far] == wanted
+    assert all(finding.level is Level.error and "parallel.nnodes=2" in finding.message for finding in far)
+    assert found("parallel.nproc=2") == []
+
+
 def test_the_sandbox_says_how_programs_are_isolated(config: Callable[..., Config]) -> None:
     (found,) = checks.check_isolation(config())
     assert found.level in (Level.ok, Level.warning) and found.message

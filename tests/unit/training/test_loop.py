@@ -3,8 +3,8 @@
 import pytest
 
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.parallel import World
-from onpol_cli.stages.completions import check_shares, interleaved
+from onpol_cli.learner.parallel import World, interleaved
+from onpol_cli.stages.completions import check_shares
 from onpol_cli.training.loop import reduce_metrics
 
 
@@ -20,6 +20,12 @@ def test_counts_add_seconds_are_the_slowest_shares_average():
     ]
     reduced = reduce_metrics(parts)
     assert reduced == {"reward/mean": 0.5, "tokens/generated": 8.0, "time/generate": 2.0, "length/max": 9.0}
+
+
+def test_shares_weigh_as_many_rollouts_as_they_are_of():
+    parts = [{"reward/mean": 0.0, "excess": 4.0}, {"reward/mean": 1.0}]
+    assert reduce_metrics(parts, [6, 2]) == {"reward/mean": 0.25, "excess": 4.0}
+    assert reduce_metrics(parts, [0, 0]) == {"reward/mean": 0.5, "excess": 4.0}
 
 
 def test_a_process_without_a_share_does_not_count():
