@@ -84,25 +84,24 @@ def train(parts: Parts, config: RunConfig) -> None:
 def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
     """Completions, signals, update and sync of 0-based `step`."""
     start = time.perf_counter()
-    groups, metrics = parts.source.groups(step)
+    groups, own = parts.source.groups(step)
     scoring = time.perf_counter()
     examples = parts.method.examples(groups)
     if parts.scores_teacher:
-        metrics["time/score"] = time.perf_counter() - scoring
-        metrics["tokens/scored"] = float(sum(len(s.prompt_ids) + len(s.completion_ids) for s in flat(groups)))
-    world = parts.learner.world
-    metrics = reduce_metrics(world.gather(metrics), world.gather(len(flat(groups))))
+        own["time/score"] = time.perf_counter() - scoring
+        own["tokens/scored"] = float(sum(len(s.prompt_ids) + len(s.completion_ids) for s in flat(groups)))
     training = time.perf_counter()
-    metrics |= parts.learner.step(examples)
-    metrics["time/train"] = time.perf_counter() - training
+    trained = parts.learner.step(examples)
+    own["time/train"] = time.perf_counter() - training
     if parts.sync is not None:
         syncing = time.perf_counter()
-        metrics |= parts.sync()
-        metrics["time/sync"] = time.perf_counter() - syncing
-    metrics["time/step"] = time.perf_counter() - start
+        own |= parts.sync()
+        own["time/sync"] = time.perf_counter() - syncing
+    own |= {"time/step": time.perf_counter() - start, "memory/peak_mb": peak_memory_mb()}
+    everyone = parts.learner.world.gather((own, len(flat(groups))))
+    metrics = trained | reduce_metrics([of for of, _ in everyone], [count for _, count in everyone])
     if metrics.get("time/generate", 0.0) > 0:
         metrics["rate/generated_tokens_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
-    metrics["memory/peak_mb"] = peak_memory_mb()
     if not math.isfinite(metrics.get("loss/total", 0.0)):
         raise RunFailed(
             f"The loss of step {step} is not finite. Lower optim.lr or look at the dump in {parts.run.path}."
@@ -111,7 +110,7 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
 
 
 SUMMED = ("tokens/", "grade/")
-LARGEST = ("time/", "length/max", "memory/")
+LARGEST = ("time/", "length/max", "memory/", "canary/")
 
 
 def reduce_metrics(parts: Sequence[Metrics], counts: Sequence[int] = ()) -> Metrics:

@@ -15,11 +15,12 @@ def test_one_process_changes_nothing():
 
 def test_counts_add_seconds_are_the_slowest_shares_average():
     parts = [
-        {"reward/mean": 0.0, "tokens/generated": 3.0, "time/generate": 1.0, "length/max": 9.0},
-        {"reward/mean": 1.0, "tokens/generated": 5.0, "time/generate": 2.0, "length/max": 4.0},
+        {"reward/mean": 0.0, "tokens/generated": 3.0, "time/generate": 1.0, "length/max": 9.0, "memory/peak_mb": 7.0},
+        {"reward/mean": 1.0, "tokens/generated": 5.0, "time/generate": 2.0, "length/max": 4.0, "canary/max_abs": 0.1},
     ]
     reduced = reduce_metrics(parts)
-    assert reduced == {"reward/mean": 0.5, "tokens/generated": 8.0, "time/generate": 2.0, "length/max": 9.0}
+    expected = {"reward/mean": 0.5, "tokens/generated": 8.0, "time/generate": 2.0, "length/max": 9.0}
+    assert reduced == expected | {"memory/peak_mb": 7.0, "canary/max_abs": 0.1}
 
 
 def test_shares_weigh_as_many_rollouts_as_they_are_of():
