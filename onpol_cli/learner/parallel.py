@@ -29,9 +29,9 @@ PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 """Variables of a learner process's place among the others."""
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun (or Slurm with its variables set) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, or something else that sets its variables, started this process."""
+    return "RANK" in environment and "WORLD_SIZE" in environment
 
 
 def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:

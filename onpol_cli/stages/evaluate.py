@@ -21,7 +21,7 @@ from onpol_cli.runs.lookup import RunInfo
 from onpol_cli.runs.rundir import SAMPLES, RunDir, read_lines, read_manifest
 from onpol_cli.stages import build
 from onpol_cli.stages.eval_table import bench_summary, summary_table
-from onpol_cli.stages.session import differences, open_run, time_stamp
+from onpol_cli.stages.session import differing, open_run, time_stamp
 
 if TYPE_CHECKING:
     from onpol_cli.core.types import Problem
@@ -179,7 +179,7 @@ def may_go_on(request: EvalRequest, config: Config, facts: Mapping[str, Any]) ->
     if old.status == "done":
         raise OnpolError(f"--run-dir {folder} holds a finished run. Choose another folder, or remove this one.")
     other = [words for name, words in _SAME.items() if old.manifest.get(name) != facts[name]]
-    other += differences(old, config)
+    other += differing(old, config)
     if other:
         listed = ", ".join(other[:5])
         raise OnpolError(f"--run-dir {folder} holds an unfinished run that differs in {listed}. Choose another folder.")

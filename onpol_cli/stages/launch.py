@@ -9,6 +9,7 @@ from typing import Any
 from onpol_cli.core.compose import as_dict, compose, to_yaml
 from onpol_cli.core.config import Config
 from onpol_cli.core.console import say, show_json, show_text
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.runs.rundir import METRICS, read_lines, read_manifest
 from onpol_cli.stages.session import follower
 
@@ -29,12 +30,13 @@ def launch_training(role: str, overrides: Sequence[str], *, resume: bool, dry_ru
     command = ["onpol", *COMMANDS[role], *overrides]
     if dry_run:
         return dry(config, command, as_json, role)
-    if config.parallel.nproc * config.parallel.nnodes > 1:
-        from onpol_cli.stages.torchrun import launch_processes, under_torchrun
+    from onpol_cli.learner.parallel import under_torchrun
+    from onpol_cli.stages.torchrun import adopt_processes, launch_processes
 
-        if not under_torchrun():
-            launch_processes(config, command[1:], resume=resume, as_json=as_json)
-            return None
+    adopt_processes(config)
+    if config.parallel.nproc * config.parallel.nnodes > 1 and not under_torchrun():
+        launch_processes(config, command[1:], resume=resume, as_json=as_json)
+        return None
     from onpol_cli.stages.train import train_model
 
     path = train_model(config, role=role, command=command, resume=resume)
@@ -49,6 +51,11 @@ def launch_base(overrides: Sequence[str], *, resume: bool, dry_run: bool, as_jso
     command = ["onpol", "train", "base", *overrides]
     if dry_run:
         return dry(config, command, as_json, "base")
+    from onpol_cli.stages.torchrun import adopt_processes
+
+    adopt_processes(config)
+    if config.parallel.nproc * config.parallel.nnodes > 1:
+        raise OnpolError("train base runs in one process. Leave parallel.nproc and parallel.nnodes out.")
     from onpol_cli.stages.base import train_base
 
     path = train_base(config, command=command, resume=resume)

@@ -29,6 +29,14 @@ FREE_ROLLOUT = (
     *("rollout.weight_transfer", "rollout.timeout_s", "rollout.concurrency", "rollout.retries"),
 )
 """Likewise where servers are and how they are reached: those of a resumed run may be new ones."""
+FREE_COST = (
+    *("learner.micro_tokens", "learner.gradient_checkpointing", "learner.threads", "learner.compile", "learner.liger"),
+    *("rollout.max_batch", "rollout.gpu_memory", "rollout.enforce_eager", "rollout.sleep", "rollout.tensor_parallel"),
+    *("sandbox.workers", "model.device"),
+)
+"""Likewise what a step costs: lowered after it ran out of memory."""
+REMEDIES = ("optim.lr", "monitor.", "rollout.canary_tolerance")
+"""What is changed to get a stopped run going again; another run from there on, so that the manifest says so."""
 
 
 def runs_root(config: Config) -> Path:
@@ -68,19 +76,21 @@ def open_run(
         command: words to repeat it with.
         facts: further manifest entries.
     """
-    path = folder or resumable(config, name, resume) or runs_root(config) / (config.run.name or name)
+    path = folder or run_folder(config, name, resume)
     if follower():
         from onpol_cli.stages.torchrun import FollowedRun
 
         yield FollowedRun(path, resumed=resume)
         return
     with RunDir.open(path, resume=resume) as run:
-        if run.resumed:
-            check_same_settings(run, config)
+        changed = check_same_settings(run, config) if run.resumed else []
         write_atomic(run.path / CONFIG, to_yaml(config))
         setup_logging(file=run.path / "run.log")
         start = time.perf_counter()
         before = run.manifest()
+        if changed:
+            LOGGER.warning("resumed with other settings than before: %s", ", ".join(changed))
+            facts["changed_on_resume"] = [*before.get("changed_on_resume", []), *changed]
         started = before.get("started") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         run.update_manifest(
             run=run.name, started=started, status="running", **provenance(command, config.seed), **facts
@@ -102,13 +112,22 @@ def follower() -> bool:
     return int(os.environ.get("RANK", "0")) > 0 and "WORLD_SIZE" in os.environ
 
 
-def resumable(config: Config, name: str, resume: bool) -> Path | None:
-    """With --resume and no name: the newest unfinished run of the same command and settings."""
-    if not resume or config.run.name:
-        return None
+def run_folder(config: Config, name: str, resume: bool) -> Path:
+    """Where a run lies: `run.name`, else with --resume the newest unfinished one like it, else `name`, a new one."""
+    root = runs_root(config)
+    if resume and not config.run.name:
+        return resumable(config, name)
+    path = root / (config.run.name or name)
+    if resume and not path.is_dir() and not follower():
+        LOGGER.warning("there is no run %s to resume in %s: starting it", path.name, root)
+    return path
+
+
+def resumable(config: Config, name: str) -> Path:
+    """The newest unfinished run of the same command and settings."""
     stem = name.rsplit("-", 2)[0]
     for info in reversed(list_runs(runs_root(config))):
-        if info.status != "done" and info.name.startswith(stem) and not differences(info, config):
+        if info.status != "done" and info.name.startswith(stem) and not differing(info, config):
             LOGGER.info("resuming %s", info.path)
             return info.path
     raise OnpolError(
@@ -116,24 +135,38 @@ def resumable(config: Config, name: str, resume: bool) -> Path | None:
     )
 
 
-def differences(info: RunInfo, config: Config) -> list[str]:
-    """Dotted names of settings in which a run's configuration differs from `config`."""
+def differing(info: RunInfo, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that change numbers and differ between a run's configuration and `config`: by dotted name, both values.
+
+    Free ones (`FREE`, `FREE_ROLLOUT`, `FREE_COST`) are left out.
+    """
     file = info.path / CONFIG
     if not file.is_file():
-        return []
+        return {}
     old, new = (_flat(as_dict(item)) for item in (from_yaml(file.read_text(encoding="utf-8")), config))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return [key for key in changed if key.split(".")[0] not in FREE and key not in FREE_ROLLOUT]
+    changed = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    free = {*FREE_ROLLOUT, *FREE_COST}
+    return {
+        key: (before, now)
+        for key, (before, now) in changed.items()
+        if before != now and key.split(".")[0] not in FREE and key not in free
+    }
 
 
-def check_same_settings(run: RunDir, config: Config) -> None:
-    """Refuse to resume a run with other settings than it was started with."""
-    changed = differences(RunInfo(run.path, {}), config)
-    if changed:
+def check_same_settings(run: RunDir, config: Config) -> list[str]:
+    """Refuse to resume a run with other settings than it was started with, `REMEDIES` apart.
+
+    Returns:
+        `name: before -> now` of each remedy that was taken.
+    """
+    changed = differing(RunInfo(run.path, {}), config)
+    other = [key for key in changed if not key.startswith(REMEDIES)]
+    if other:
         raise OnpolError(
-            f"Run {run.name} was started with other settings: {', '.join(changed[:5])}. "
+            f"Run {run.name} was started with other settings: {', '.join(other[:5])}. "
             "Resume with the settings of its config.yaml, or choose another run.name."
         )
+    return [f"{key}: {before} -> {now}" for key, (before, now) in changed.items()]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Starting a training command in several processes, and what ranks other than 0 see of the run directory.
+"""Training in several processes: starting torchrun or joining what started this one, and stopping them together.
 
 Rank 0 owns the run; the others follow: they read its path and write nothing.
 """
@@ -6,39 +6,148 @@ Rank 0 owns the run; the others follow: they read its path and write nothing.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from onpol_cli.core.config import Config
-from onpol_cli.core.errors import RunFailed
-from onpol_cli.learner.parallel import torchrun_words
-from onpol_cli.learner.parallel import under_torchrun as under_torchrun
+from onpol_cli.core.console import say
+from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.learner.parallel import torchrun_words, under_torchrun
 from onpol_cli.runs.rundir import RunDir, read_manifest
-from onpol_cli.stages.session import default_name
+from onpol_cli.training.interrupt import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FIRST_PORT, PORTS = 20000, 10000
+"""Where processes of a Slurm step meet: a port by the job's number, unless MASTER_PORT is set."""
 
 
-def rank() -> int:
-    """Rank of this process, 0 outside torchrun."""
-    return int(os.environ.get("RANK", "0"))
+def adopt_processes(config: Config, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let `parallel` say what torchrun or a Slurm step (`srun`) has started this process among.
+
+    A Slurm step is told in torchrun's variables, which everything else reads.
+
+    Raises:
+        OnpolError: `parallel.nproc` x `parallel.nnodes` asks for another number of processes.
+    """
+    if not under_torchrun(environment):
+        _adopt_slurm(environment)
+    if not under_torchrun(environment):
+        return
+    size, asked = int(environment["WORLD_SIZE"]), config.parallel.nproc * config.parallel.nnodes
+    if asked == 1:
+        config.parallel.nproc = min(size, int(environment.get("LOCAL_WORLD_SIZE", size)))
+        config.parallel.nnodes = max(1, size // config.parallel.nproc)
+    elif asked != size:
+        raise OnpolError(
+            f"parallel.nproc={config.parallel.nproc} and parallel.nnodes={config.parallel.nnodes} ask for {asked} "
+            f"processes, and this is one of {size} (WORLD_SIZE of torchrun or Slurm). Leave them out under torchrun or "
+            "srun, or unset RANK and WORLD_SIZE to have onpol start torchrun."
+        )
+
+
+def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """torchrun's variables for a task of `srun` with several. A batch script itself is no task of that kind."""
+    size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if size == 1 or "SLURM_PROCID" not in environment:
+        return
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    found = {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": str(size // int(environment.get("SLURM_STEP_NUM_NODES", "1"))),
+        "MASTER_ADDR": first_host(nodes),
+        "MASTER_PORT": str(FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS),
+    }
+    for name, value in found.items():
+        environment.setdefault(name, value)
+
+
+def first_host(nodes: str) -> str:
+    """The first of a Slurm node list: `gpu[07-09,12],cpu1` -> `gpu07`."""
+    found = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else nodes
 
 
 def launch_processes(config: Config, words: Sequence[str], *, resume: bool, as_json: bool) -> None:
-    """Run `onpol WORDS` under torchrun with `parallel.*` and pass its exit status on.
-
-    The run's name is fixed here, because every process must write of the same run.
+    """Run `onpol WORDS` under torchrun with `parallel.*`. Ctrl-C and SIGTERM reach all of its processes.
 
     Raises:
+        Interrupted: it was told to stop.
         RunFailed: a process failed; its message is above.
     """
-    name = [] if config.run.name else [f"run.name={default_name(words[0], config)}"]
     options = (["--resume"] if resume else []) + (["--json"] if as_json else [])
-    command = torchrun_words(config.parallel, ["onpol_cli.cli", *words, *name, *options])
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    command = torchrun_words(config.parallel, ["onpol_cli.cli", *words, *options])
+    # torchrun kills what has not ended so long after a signal; by itself (torch before 2.12: always) after 30 s.
+    patience = str(round(60 * config.parallel.timeout_minutes))
+    environment = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience, **os.environ}
+    children = Forwarded(command, environment)
+    status = children.wait()
+    if children.asked:
+        raise Interrupted("Stopped; what was saved is said above. Go on with --resume.")
     if status != 0:
         raise RunFailed(f"torchrun ended with status {status}; the message of the process that failed is above.")
+
+
+class Forwarded:
+    """A command in a session of its own that is passed the signals of this process: a second one kills it.
+
+    The terminal's Ctrl-C would reach torchrun and its workers twice, which is once too often to save anything.
+    """
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.asked = False
+        mine = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._handle) for number in mine}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._process = subprocess.Popen(command, env=environment, start_new_session=True)
+        if self.asked:  # told so before there was anybody to tell
+            self._process.terminate()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._process is None:
+            self.asked = True
+        elif not self.asked:
+            self.asked = True
+            self._process.terminate()
+        else:
+            say("Stopping at once; what was not saved is lost.")
+            for pid in descendants(self._process.pid):
+                _kill(pid)
+
+    def wait(self) -> int:
+        """Status of the command, once it has ended."""
+        assert self._process is not None
+        try:
+            return self._process.wait()
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def descendants(pid: int) -> list[int]:
+    """`pid` and, where /proc tells (Linux), all processes below it."""
+    found = [pid]
+    for parent in found:  # grows under way
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, file.read_text().split())
+            except OSError:  # ended meanwhile
+                continue
+    return found
 
 
 class FollowedRun(RunDir):

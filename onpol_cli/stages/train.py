@@ -17,7 +17,7 @@ from onpol_cli.core.types import Completion, Grade, Problem
 from onpol_cli.runs.rundir import RunDir
 from onpol_cli.stages import build
 from onpol_cli.stages.completions import make_source, steps_of
-from onpol_cli.stages.session import default_name, label, open_run, variant
+from onpol_cli.stages.session import default_name, label, open_run, run_folder, variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,8 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
         OnpolError: a setting, tutor or data that cannot work; nothing was started.
         RunFailed: started and could not finish.
     """
-    from onpol_cli.learner.parallel import leave_world
+    from onpol_cli.learner.model import pick_device
+    from onpol_cli.learner.parallel import join_world, leave_world
     from onpol_cli.methods.registry import check_method, needs_teacher
     from onpol_cli.stages.doctor import require_preflight
 
@@ -92,10 +93,11 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
         build.verify_checkpoint(checkpoint)
     facts, short = _facts(config, role, tutors)
     verb = "train" if role == "tutor" else "distill"
-    with open_run(config, default_name(verb, config, short), command, resume=resume, **facts) as run:
-        if (run.checkpoint / "config.json").is_file() and run.manifest().get("finished_steps"):
-            return run.path
-        with ExitStack() as stack:
+    world = join_world(config.parallel, pick_device(config.model))
+    # The time in a default name differs from process to process.
+    folder = world.agreed(lambda: run_folder(config, default_name(verb, config, short), resume))
+    with open_run(config, folder.name, command, resume=resume, folder=folder, **facts) as run, ExitStack() as stack:
+        if not ((run.checkpoint / "config.json").is_file() and run.manifest().get("finished_steps")):
             _train(run, config, tutors, stack)
     leave_world()
     return run.path

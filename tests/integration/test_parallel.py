@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from needed import wait_for
 
 from onpol_cli.runs.rundir import read_lines
+from onpol_cli.stages.torchrun import descendants
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 TOLERANCE = 1e-5
@@ -95,6 +97,52 @@ def test_the_command_line_starts_processes_and_writes_one_run(tmp_path):
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert (value.float() - weights[1][name].float()).abs().max() < 1e-2
+
+
+def sft(root: Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "onpol_cli.cli", "train", "tutor", f"paths.runs={root}", "method=sft"]
+    words += ["method.epochs=0", "method.batch=4", "task.problems=16", "learner.threads=1", "sandbox.workers=1"]
+    return [*words, *more]
+
+
+def test_a_signal_stops_all_processes_with_their_state_and_the_run_goes_on(tmp_path):
+    """SIGTERM to the command itself, as a scheduler sends it; the run has no name of its own."""
+    words = sft(tmp_path, "method.steps=40", "parallel.nproc=2")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(len(list(read_lines(file))) >= 2 for file in tmp_path.glob("*/metrics.jsonl")), process)
+    family = descendants(process.pid)
+    assert len(family) >= 4, "the command, torchrun, two processes"
+    process.terminate()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Go on with --resume" in err, err[-2000:]
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    (run,) = tmp_path.glob("train-sft-*")
+    seen = len(list(read_lines(run / "metrics.jsonl")))
+    assert 2 <= seen < 40 and json.loads((run / "manifest.json").read_text())["status"] == "interrupted"
+    assert [folder.name for folder in (run / "state").iterdir()] == [f"step-{seen:07d}"]
+    again = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert list(tmp_path.glob("train-sft-*")) == [run], "no second one"
+    assert [row["step"] for row in read_lines(run / "metrics.jsonl")] == list(range(40))
+
+
+def test_tasks_of_srun_are_one_run(tmp_path):
+    """Two processes with nothing but Slurm's variables, and no number of processes configured."""
+    train(tmp_path, "one", 1)
+    words = sft(tmp_path, "method.steps=3")
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    tasks = [
+        subprocess.Popen(words, env={**os.environ, **slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]  # fmt: skip
+    for task in tasks:
+        _, err = task.communicate(timeout=300)
+        assert task.returncode == 0, err[-2000:]
+    (run,) = tmp_path.glob("train-sft-*")
+    rows, alone = (list(read_lines(folder / "metrics.jsonl")) for folder in (run, tmp_path / "one"))
+    assert [row["tokens/trained"] for row in rows] == [row["tokens/trained"] for row in alone]
+    assert [row["loss/total"] for row in rows] == pytest.approx([row["loss/total"] for row in alone], abs=TOLERANCE)
 
 
 @pytest.mark.full
