@@ -46,7 +46,7 @@ def resolve_model_path(path: str | Path) -> str:
 
 
 def pick_device(config: ModelConfig) -> torch.device:
-    """The learner's device; on CUDA the one of this process's local rank."""
+    """The learner's device; on CUDA the one of this process's local rank, or the only one that it sees (Slurm's way)."""
     import os
 
     import torch
@@ -55,7 +55,7 @@ def pick_device(config: ModelConfig) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise OnpolError("model.device=cuda, but torch sees no CUDA device. Use model.device=cpu or auto.")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def load_config(path: str | Path, revision: str | None = None) -> Any:

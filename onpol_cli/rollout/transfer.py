@@ -98,7 +98,7 @@ def server_gpus(
     Raises:
         OnpolError: there are too few.
     """
-    own = [visible[place] for place in learners]
+    own = [visible[place] for place in learners if place < len(visible)]  # fewer: each process sees its own alone
     others = [name for name in visible if name not in own]
     if kind is WeightTransfer.ipc:
         return own[:1]

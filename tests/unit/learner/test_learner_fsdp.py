@@ -17,9 +17,9 @@ from fsdp_worker import build
 from learner_cases import CPU, make_examples, make_model
 from transformers import AutoModelForCausalLM
 
-from onpol_cli.core.config import ParallelConfig
+from onpol_cli.core.config import ModelConfig, ParallelConfig
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.model import empty_model
+from onpol_cli.learner.model import empty_model, pick_device
 from onpol_cli.learner.parallel import World, check_alike, hand_out, join_world, leave_world, torchrun_words
 
 HERE = Path(__file__).parent
@@ -99,6 +99,14 @@ def test_torchrun_call():
     assert "--rdzv-endpoint=node0:29400" in nodes
     with pytest.raises(OnpolError, match=r"parallel\.rendezvous"):
         torchrun_words(ParallelConfig(nproc=8, nnodes=2), ["onpol_cli.cli"])
+
+
+def test_each_process_has_a_gpu_of_its_own_or_the_one_it_sees(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for count, place in ((8, 3), (1, 0)):  # Slurm's --gpus-per-task=1 shows each task one, as number 0
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert pick_device(ModelConfig()) == torch.device("cuda", place)
 
 
 @pytest.fixture

@@ -86,6 +86,8 @@ def test_gpus_of_local_servers_are_those_of_the_environment(monkeypatch):
     monkeypatch.setattr(transfer, "several_processes", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert [local_gpus(RELOAD, number, 1) for number in range(3)] == [["7"], ["5"], ["6"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert local_gpus(RELOAD, 0, 1) == ["5"], "Slurm shows each task its own"
 
 
 class Slow(Transfer):
