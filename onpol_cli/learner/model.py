@@ -46,7 +46,7 @@ def resolve_model_path(path: str | Path) -> str:
 
 
 def pick_device(config: ModelConfig) -> torch.device:
-    """The learner's device; on CUDA the one of this process's local rank, or the only one that it sees (Slurm's way)."""
+    """The learner's device; on CUDA that of this process's local rank, or the only one that it sees (Slurm's way)."""
     import os
 
     import torch
