@@ -10,7 +10,8 @@ With q the policy and p the teacher at one position, nats per token:
   expectation is taken over: policy for reverse, teacher for forward) and one bucket for all others.
   A lower bound of the full KL; the choice of tokens is treated as constant.
 
-All of them are 0 with gradient 0 where q = p. Only q carries gradient. Logits of both models exist for
+All of them are 0 with gradient 0 where q = p. Only q carries gradient. The same pass can tell the policy's entropy
+and its log-prob of one token per position, the sampled one. Logits of both models exist for
 one chunk of tokens at a time; the teacher travels as hidden states and its output matrix.
 """
 
@@ -79,11 +80,20 @@ class DivergenceRule:
         settings: which divergence.
         teacher: hidden states [N, H_teacher] and output matrix [V', H_teacher].
         options: of the policy's logits.
+        targets: [N] tokens whose log-prob follows as a second column and the entropy as a third; None: no such columns.
+        token_grad: whether the second column carries gradient; the third never does.
     """
 
-    columns = 1
-
-    def __init__(self, settings: DivergenceSettings, teacher: tuple[Tensor, Tensor], options: HeadOptions) -> None:
+    def __init__(
+        self,
+        settings: DivergenceSettings,
+        teacher: tuple[Tensor, Tensor],
+        options: HeadOptions,
+        targets: Tensor | None = None,
+        token_grad: bool = False,
+    ) -> None:
+        self.columns = 1 if targets is None else 3
+        self.targets, self.token_grad = targets, token_grad
         kind = settings.resolved()
         self.kind = WHOLE.get(kind, kind) if settings.topk >= options.vocab else kind
         self.settings = settings
@@ -145,14 +155,21 @@ class DivergenceRule:
         return _centre_(slope, q.exp_()).mul_(q)
 
     def values(self, logits: Tensor, rows: slice) -> Tensor:
-        """`[n, 1]` divergences."""
+        """`[n, columns]`: divergences; with `targets` also their log-probs and the entropies."""
         q = logits.sub_(logits.logsumexp(1, keepdim=True))
-        return self._value(q, self._teacher(rows, q)).unsqueeze(1)
+        watched = []
+        if self.targets is not None:
+            watched = [q.gather(1, self.targets[rows, None]), -q.exp().mul_(q).sum(1, keepdim=True)]
+        return torch.cat([self._value(q, self._teacher(rows, q)).unsqueeze(1), *watched], 1)
 
     def grad_logits(self, logits: Tensor, rows: slice, upstream: Tensor) -> Tensor:
-        """Derivative by the logits, times `upstream: [n, 1]`."""
+        """Derivative by the logits, times `upstream: [n, columns]`."""
         q = logits.sub_(logits.logsumexp(1, keepdim=True))
-        return self._gradient(q, self._teacher(rows, q)).mul_(upstream)
+        grad = self._gradient(q, self._teacher(rows, q)).mul_(upstream[:, :1])
+        if self.targets is not None and self.token_grad:  # d log q_y / d z_v = [v = y] - q_v
+            token = upstream[:, 1:2]
+            grad.addcmul_(q, token, value=-1).scatter_add_(1, self.targets[rows, None], token)
+        return grad
 
 
 def token_divergence(
@@ -176,3 +193,21 @@ def token_divergence(
     """
     rule = DivergenceRule(settings, teacher, options)
     return chunked_head(hidden, weight, rule, options).squeeze(1)
+
+
+def token_divergence_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    teacher: tuple[Tensor, Tensor],
+    settings: DivergenceSettings,
+    options: HeadOptions,
+    token_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Divergences, log-probs of `targets: [N]` and entropies in one pass, each `[N]`, nats.
+
+    Args are those of `token_divergence`; the log-probs carry gradient only with `token_grad`, entropies none.
+    """
+    rule = DivergenceRule(settings, teacher, options, targets, token_grad)
+    values, logprobs, entropy = chunked_head(hidden, weight, rule, options).unbind(1)
+    return values, logprobs if token_grad else logprobs.detach(), entropy.detach()

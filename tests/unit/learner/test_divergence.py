@@ -7,8 +7,9 @@ import torch
 
 from onpol_cli.core.config import OpdSignal
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
+from onpol_cli.learner.divergence import DivergenceSettings, token_divergence, token_divergence_logprobs
 from onpol_cli.learner.head import HeadOptions
+from onpol_cli.learner.logprobs import token_logprobs_entropy
 
 KINDS = [kind for kind in OpdSignal if kind is not OpdSignal.sampled]
 EYE3 = torch.eye(3, dtype=torch.float64)
@@ -176,3 +177,26 @@ def test_no_tail_left_is_the_whole_divergence(kind, topk):
     value, slope = by_definition(states.detach(), teacher, OpdSignal(kind.value.removeprefix("topk_")), 0.5, topk)
     assert torch.allclose(own, value, atol=1e-12)
     assert torch.allclose(torch.autograd.grad(own.sum(), states)[0], slope, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probs_and_entropies_of_the_same_pass(kind):
+    torch.manual_seed(9)
+    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(6, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    settings, options = DivergenceSettings(kind, 0.3, 3), HeadOptions(7, 4, 0.8)
+    targets = torch.tensor([0, 6, 1, 2, 3, 6])
+    wanted = [token_divergence(states, weight, teacher, settings, options)]
+    wanted += token_logprobs_entropy(states, weight, targets, options)
+
+    def watched(a, b):
+        return token_divergence_logprobs(a, b, targets, teacher, settings, options, token_grad=True)[:2]
+
+    got = token_divergence_logprobs(states, weight, targets, teacher, settings, options)
+    assert [value.requires_grad for value in got] == [True, False, False]
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    plain, same = (torch.autograd.grad(value.sum(), [states, weight]) for value in (wanted[0], got[0]))
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(plain, same, strict=True))
+    assert torch.autograd.gradcheck(watched, (states, weight))
