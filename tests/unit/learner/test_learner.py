@@ -132,6 +132,16 @@ def test_overlong_sequences_are_dropped_and_counted():
     assert metrics["tokens/dropped_sequences"] == len(examples) - len(kept)
 
 
+def test_a_step_of_overlong_sequences_or_of_none_is_an_error():
+    learner = make_learner()
+    learner.config.model.max_context = 3
+    with pytest.raises(OnpolError, match=r"model\.max_context=3 tokens \(longest \d+, 6 in all\)"):
+        learner.step(make_examples("sft"))
+    with pytest.raises(OnpolError, match="0 in all"):
+        learner.step([])
+    assert learner.steps_done == 0
+
+
 def test_nonfinite_loss_stops_with_step_and_dump_and_leaves_weights():
     learner = make_learner("pg")
     examples = make_examples("pg")
