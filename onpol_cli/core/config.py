@@ -236,9 +236,9 @@ class MethodConfig:
     sequence_ratio_max: float = 100.0
     """Sequences with any token ratio above this are masked."""
     signal_clip: float = 0.0
-    """Clip of the per-token teacher signal, nats; 0 is off."""
+    """Clip of the per-token teacher signal (signal=sampled only), nats; 0 is off."""
     reference_kl: float = 0.0
-    """Weight of a k3 KL to the reference; 0 is off."""
+    """Weight of a k3 KL to the reference, on sampled tokens, whatever the signal; 0 is off."""
     teacher_temperature: float = 1.0
     scorer: ScorerKind = ScorerKind.learner
     tutors: dict[str, str] = field(default_factory=dict)

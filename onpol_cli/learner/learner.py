@@ -161,10 +161,11 @@ class Learner:
         kept = self._within_context(examples)
         groups, tally = units(kept), Tally()
         pairs = [[(kept[index].prompt_ids, kept[index].completion_ids) for index in group] for group in groups]
-        batches = self.engine.plan(pairs)
-        everyone = self.world.gather((count(kept), len(batches)))
-        counts = {name: sum(own[name] for own, _ in everyone) for name in COMPONENTS}
-        idle: list[list[int]] = [[] for _ in range(max(number for _, number in everyone) - len(batches))]
+        batches = self.engine.plan(pairs) if pairs else []
+        everyone = self.world.gather((count(kept), len(batches), [len(e) for e in examples]))
+        self._require_some(max(number for _, number, _ in everyone), [own for _, _, own in everyone])
+        counts = {name: sum(own[name] for own, _, _ in everyone) for name in COMPONENTS}
+        idle: list[list[int]] = [[] for _ in range(max(number for _, number, _ in everyone) - len(batches))]
         sizes = dict.fromkeys(("real", "padded", "computed", "predicted"), 0) | {"dropped": len(examples) - len(kept)}
         for batch in batches + idle:
             members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
@@ -183,14 +184,20 @@ class Learner:
         """Examples that fit `model.max_context`; a pair goes if either side does not."""
         limit = self.config.model.max_context
         long_pairs = {e.pair for e in examples if len(e) > limit and e.pair is not None}
-        kept = [e for e in examples if len(e) <= limit and (e.pair is None or e.pair not in long_pairs)]
-        if not kept and self.world.size == 1:
-            longest = max((len(e) for e in examples), default=0)
-            raise OnpolError(
-                f"No training sequence of this step fits model.max_context={limit} tokens "
-                f"(longest {longest}, {len(examples)} in all). Raise model.max_context or shorten the data."
-            )
-        return kept
+        return [e for e in examples if len(e) <= limit and (e.pair is None or e.pair not in long_pairs)]
+
+    def _require_some(self, most: int, lengths: Sequence[Sequence[int]]) -> None:
+        """Refuse a step of which no process kept anything: `most` micro-batches, `lengths` before the cut, by process.
+
+        Both were gathered, so that all processes stop together.
+        """
+        if most > 0:
+            return
+        every = [length for own in lengths for length in own]
+        raise OnpolError(
+            f"No training sequence of this step fits model.max_context={self.config.model.max_context} tokens "
+            f"(longest {max(every, default=0)}, {len(every)} in all). Raise model.max_context or shorten the data."
+        )
 
     def _guard(self, value: Tensor, what: str, examples: Sequence[TrainExample]) -> None:
         if math.isfinite(float(value.detach())):

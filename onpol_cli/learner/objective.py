@@ -16,7 +16,7 @@ from onpol_cli.core.config import MethodConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import losses
 from onpol_cli.learner.batch import TrainExample, stream
-from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
+from onpol_cli.learner.divergence import DivergenceSettings, token_divergence, token_divergence_logprobs
 from onpol_cli.learner.forward import AnyLayout, TokenModel
 from onpol_cli.learner.logprobs import token_logprobs, token_logprobs_entropy, weighted_nll
 
@@ -159,50 +159,94 @@ class Objective:
             tally.add("signal/clipped_share", (scored * (signal.abs() > method.signal_clip)).sum(), scored.sum())
         total = part / batch.counts["policy_gradient"]
         if method.reference_kl > 0:
-            total = total + self._reference_kl(batch, policy, mask)
+            trained = [e for e in examples if e.pg_mask is not None]
+            part = self._reference_kl(batch, policy, mask, trained, self._stream(examples, "reference_logprobs"))
+            total = total + part / batch.counts["policy_gradient"]
         return total
 
-    def _reference_kl(self, batch: MicroBatch, policy: Tensor, mask: Tensor) -> Tensor:
-        examples = batch.examples
-        if any(e.reference_logprobs is None for e in examples if e.pg_mask is not None):
-            raise OnpolError("method.reference_kl > 0 needs reference_logprobs on every policy-gradient example.")
-        part = losses.reference_kl(policy, self._stream(examples, "reference_logprobs"), mask)
+    def _reference_kl(
+        self, batch: MicroBatch, policy: Tensor, mask: Tensor, trained: Sequence[TrainExample], reference: Tensor
+    ) -> Tensor:
+        """Weighted sum of the penalty over the tokens in `mask`, which are those of the examples `trained`."""
+        if any(e.reference_logprobs is None for e in trained):
+            raise OnpolError(
+                "method.reference_kl > 0 needs reference_logprobs on every example trained by policy gradient or "
+                "divergence."
+            )
+        part = losses.reference_kl(policy, reference, mask)
+        weighted = self.method.reference_kl * part
         batch.tally.add("kl/reference", part, mask.sum())
-        return self.method.reference_kl * part / batch.counts["policy_gradient"]
+        batch.tally.add("loss/reference_kl", weighted, mask.sum())
+        return weighted
 
     def _divergence(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
         if self.teacher_head is None:
             raise OnpolError("A divergence is trained but the learner was given no teacher output matrix.")
-        method, examples = self.method, batch.examples
-        wanted = [e.div_mask is not None for e in examples]
-        chosen = torch.tensor(wanted, device=hidden.device)[batch.layout.segments]
-        divergent = [e for e in examples if e.div_mask is not None]
-        mask = self._stream(divergent, "div_mask")
+        members = [e for e in batch.examples if e.div_mask is not None]
+        targets = batch.layout.targets
+        if len(members) < len(batch.examples):
+            rows = per_token(batch.examples, [e.div_mask is not None for e in batch.examples]).to(hidden.device)
+            hidden, targets = hidden[rows], targets[rows]
+        mask = self._stream(members, "div_mask")
+        values, penalty = self._divergence_values(batch, hidden, targets, members, mask != 0)
+        part, trained = (mask * values).sum(), mask != 0
+        batch.tally.add("loss/divergence", part, trained.sum())
+        batch.tally.add("kl/teacher", torch.where(trained, values.detach(), 0.0).sum(), trained.sum())
+        return (part + penalty) / batch.counts["divergence"]
+
+    def _divergence_values(
+        self, batch: MicroBatch, hidden: Tensor, targets: Tensor, members: Sequence[TrainExample], trained: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """Divergences `[N]` and the sum of the reference penalty.
+
+        What else the logits tell (entropy, mismatch, penalty) is taken of examples without a policy gradient: it is
+        told of the others there.
+        """
+        method, matrix, options = self.method, self.engine.output_matrix, self.engine.options()
+        assert self.teacher_head is not None
+        teacher = (self._stream(members, "teacher_hidden"), self.teacher_head)
         settings = DivergenceSettings(method.signal, method.beta, method.topk, method.teacher_temperature)
-        teacher = (self._stream(divergent, "teacher_hidden"), self.teacher_head)
-        states = hidden if all(wanted) else hidden[chosen]
-        values = token_divergence(states, self.engine.output_matrix, teacher, settings, self.engine.options())
-        part = (mask * values).sum()
-        batch.tally.add("loss/divergence", part, (mask != 0).sum())
-        batch.tally.add("kl/teacher", part, (mask != 0).sum())
-        return part / batch.counts["divergence"]
+        alone = [e for e in members if e.pg_mask is None]
+        if not alone:
+            return token_divergence(hidden, matrix, teacher, settings, options), 0.0
+        penalised = method.reference_kl > 0
+        values, policy, entropy = token_divergence_logprobs(
+            hidden, matrix, targets, teacher, settings, options, token_grad=penalised
+        )
+        mask = trained & per_token(members, [e.pg_mask is None for e in members]).to(trained.device)
+        sampled = mask & per_token(members, [e.sampler_logprobs is not None for e in members]).to(mask.device)
+        batch.tally.add("entropy", torch.where(mask, entropy, 0.0).sum(), mask.sum())
+        tally_mismatch(batch.tally, policy.detach(), self._stream(members, "sampler_logprobs"), sampled)
+        if not penalised:
+            return values, 0.0
+        reference = self._stream(members, "reference_logprobs")
+        return values, self._reference_kl(batch, policy, mask.to(policy.dtype), alone, reference)
+
+
+def per_token(examples: Sequence[TrainExample], flags: Sequence[bool]) -> Tensor:
+    """`[N]` bool: each example's flag, once for each of its completion tokens."""
+    return torch.tensor(flags).repeat_interleave(torch.tensor([len(e.completion_ids) for e in examples]))
 
 
 def tally_policy(
     tally: Tally, part: Tensor, policy: Tensor, sampler: Tensor, mask: Tensor, ratios: losses.Ratios
 ) -> None:
-    """Ratio and mismatch numbers of the trained tokens.
-
-    `kl/mismatch` is the k3 estimate of KL(sampler || policy): tokens were drawn from the sampler, so
-    with r = policy / sampler it is the mean of r - 1 - log r.
-    """
+    """Ratio and mismatch numbers of the trained tokens."""
     trained = mask != 0
     number = trained.sum()
-    log_ratio = torch.where(trained, policy - sampler, 0.0)
     tally.add("loss/policy_gradient", part, number)
     tally.add("ratio/mean", torch.where(trained, ratios.ratio, 0.0).sum(), number)
     tally.add("ratio/masked_share", ratios.dropped.sum(), number)
     changed = trained & ~ratios.dropped & (ratios.weight != ratios.ratio)
     tally.add("ratio/truncated_share", changed.sum(), number)
-    tally.add("kl/mismatch", (log_ratio.exp() - 1 - log_ratio).sum(), number)
+    tally_mismatch(tally, policy, sampler, trained)
     tally.ratios.append(ratios.ratio[trained])
+
+
+def tally_mismatch(tally: Tally, policy: Tensor, sampler: Tensor, sampled: Tensor) -> None:
+    """`kl/mismatch`: the k3 estimate of KL(sampler || policy) over the tokens `sampled: [N]`.
+
+    They were drawn from the sampler, so with r = policy / sampler it is the mean of r - 1 - log r.
+    """
+    log_ratio = torch.where(sampled, policy - sampler, 0.0)
+    tally.add("kl/mismatch", (log_ratio.exp() - 1 - log_ratio).sum(), sampled.sum())

@@ -81,17 +81,19 @@ class OnPolicy:
 
     def _divergence(self, samples: Sequence[Sample], advantages: Sequence[float]) -> list[TrainExample]:
         hidden = self.scored(samples, lambda teacher, ids: teacher.hidden(ids))
+        rows = zip(samples, advantages, hidden, self._references(samples), strict=True)
         return [
             TrainExample(
                 sample.prompt_ids,
                 sample.completion_ids,
                 pg_mask=ones(sample) if self.config.adv_coef else None,
                 advantages=ones(sample) * advantage if self.config.adv_coef else None,
-                sampler_logprobs=sampler_logprobs(sample),
+                sampler_logprobs=sampler_logprobs(sample) if sample.rollout is not None else None,
+                reference_logprobs=reference,
                 div_mask=ones(sample) * self.config.teacher_coef,
                 teacher_hidden=row,
             )
-            for sample, advantage, row in zip(samples, advantages, hidden, strict=True)
+            for sample, advantage, row, reference in rows
         ]
 
     def scored(

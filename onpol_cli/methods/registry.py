@@ -43,6 +43,7 @@ def check_method(config: MethodConfig) -> None:
     if config.adv_coef != 0 and config.group < 2:
         raise OnpolError("method.group=1 makes every advantage 0. Use at least 2 rollouts per prompt.")
     _check_signal(config)
+    _check_reference(config)
 
 
 ONE_TEACHER_HEAD = ("multi_opd", "opsd")
@@ -50,9 +51,16 @@ ONE_TEACHER_HEAD = ("multi_opd", "opsd")
 
 
 def _check_signal(config: MethodConfig) -> None:
-    """Refuse exact signals where no single teacher's hidden states can be had."""
+    """Refuse settings that the signal cannot use, and exact signals without a single teacher's hidden states."""
+    if config.name == "gkd":
+        _check_gkd(config)
     if not needs_hidden(config):
         return
+    if config.signal_clip != 0:
+        raise OnpolError(
+            f"method.signal_clip={config.signal_clip} clips the signal of sampled tokens; "
+            f"method.signal={config.signal.value} has none. Set method.signal_clip=0, or method.signal=sampled."
+        )
     if config.name in ONE_TEACHER_HEAD:
         raise OnpolError(f"method.name={config.name} takes method.signal=sampled only, got {config.signal.value}.")
     if config.scorer is ScorerKind.vllm_server:
@@ -60,6 +68,38 @@ def _check_signal(config: MethodConfig) -> None:
             f"method.signal={config.signal.value} needs the teacher's hidden states, which a vLLM server "
             "does not give. Use method.scorer=learner, or method.signal=sampled."
         )
+
+
+def _check_gkd(config: MethodConfig) -> None:
+    if config.signal is OpdSignal.sampled:
+        raise OnpolError("gkd needs a full-vocabulary signal: method.signal=reverse, forward or jsd.")
+    if config.adv_coef != 0:
+        raise OnpolError(
+            f"gkd has no reward term, got method.adv_coef={config.adv_coef}. Set method.adv_coef=0, "
+            f"or method=rl_opd method.signal={config.signal.value} for both."
+        )
+
+
+def _check_reference(config: MethodConfig) -> None:
+    """Refuse a penalty towards the reference where no token of the policy's own could carry it."""
+    weight = config.reference_kl
+    if weight < 0:
+        raise OnpolError(f"method.reference_kl={weight} would push away from the reference. Set it to 0 or more.")
+    if weight > 0 and not issubclass(METHODS[config.name], OnPolicy):
+        raise OnpolError(
+            f"method.reference_kl={weight} is a penalty on tokens sampled by the policy, and method.name={config.name} "
+            "trains on none. Set method.reference_kl=0."
+        )
+    if weight > 0 and config.name == "gkd" and config.lam < 1:
+        raise OnpolError(
+            f"method.reference_kl={weight} is estimated on tokens sampled by the policy, and with "
+            f"method.lam={config.lam} some steps of gkd have none. Set method.lam=1 or method.reference_kl=0."
+        )
+
+
+def scores_by_teacher(config: MethodConfig) -> bool:
+    """Whether building a step's examples makes a teacher (for opsd the policy itself) read every token."""
+    return issubclass(METHODS[config.name], OnPolicy) and config.teacher_coef != 0
 
 
 def needs_teacher(config: MethodConfig) -> bool:

@@ -131,6 +131,7 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
 
 def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack) -> None:
     from onpol_cli.methods.base import Source
+    from onpol_cli.methods.registry import scores_by_teacher
     from onpol_cli.stages.progress import StepReporter
     from onpol_cli.training.loop import Parts, train
     from onpol_cli.training.monitors import Monitors
@@ -153,7 +154,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         steps=steps,
         sync=sync if method.source is not Source.DATASET else None,
         validate=_validation(bench, config, sync) if config.run.validate_every else None,
-        scores_teacher=bool(bench.teachers),
+        scores_teacher=scores_by_teacher(config.method),
         on_step=_observer(run, config, reporter, bench.learner.world),
     )
     train(parts, config.run)

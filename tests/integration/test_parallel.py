@@ -163,7 +163,7 @@ def test_live_rollouts_agree_at_the_first_step_and_stay_near(tmp_path, lora):
     "words",
     [
         ("method=opd", "method.reference_kl=0.1"),
-        pytest.param(("method=opd-exact",), marks=pytest.mark.full),
+        pytest.param(("method=opd-exact", "method.reference_kl=0.1"), marks=pytest.mark.full),
         pytest.param(  # at another temperature, for a teacher that is the policy gives no gradient
             ("method=opd-exact", "model.lora.rank=4", "tutor=tiny", "method.teacher_temperature=2"),
             marks=pytest.mark.full,
@@ -185,6 +185,7 @@ def test_frozen_models_are_sharded_like_the_policy(tmp_path, words):
         for name, (nproc, more) in runs.items()
     )
     same = ("loss/total", "grad_norm", "kl/teacher", "tokens/generated", "kl/reference", "reward/mean", "length/mean")
+    same += ("entropy", "kl/mismatch")
     names = [name for name in same if name in one[0]]
     assert "kl/teacher" in names and one[-1]["kl/teacher"] != 0
     assert [shards[0][name] for name in names] == pytest.approx([one[0][name] for name in names], rel=1e-4, abs=1e-6)

@@ -90,8 +90,25 @@ def test_every_policy_method_steps(root, tutor, method):
         *POLICY,
         role="student",
     )
-    (row,) = steady(run)
+    (row,) = read_lines(run / "metrics.jsonl")
     assert row["tokens/trained"] > 0 and "grad_norm" in row
+    assert row["entropy"] > 0
+    if row.get("mixture/on_policy", 1.0):
+        assert row["kl/mismatch"] < 1e-4
+    assert method == "rl" or (row["tokens/scored"] > 0 and row["time/score"] > 0 and "kl/teacher" in row)
+
+
+def test_the_reference_penalty_reaches_exact_signals(root, tutor):
+    words = ["method=opd-exact", "tutor=tutor", "method.steps=2", *POLICY]
+    free, held = (
+        steady(train(root, f"exact-{weight}", *words, f"method.reference_kl={weight}", role="student"))
+        for weight in (0, 100)
+    )
+    assert "kl/reference" not in free[0] and free[0]["loss/total"] == free[0]["loss/divergence"]
+    assert held[0]["kl/reference"] == pytest.approx(0.0, abs=1e-9), "the reference is the start"
+    assert held[1]["kl/reference"] > 0
+    assert held[1]["loss/reference_kl"] == pytest.approx(100 * held[1]["kl/reference"])
+    assert held[1]["grad_norm"] > 2 * free[1]["grad_norm"]
 
 
 @pytest.mark.parametrize("method", ["rsft", "dpo"])

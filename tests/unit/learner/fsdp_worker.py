@@ -1,5 +1,7 @@
 """Trains small models under torchrun (or alone) and writes the loss curves: `fsdp_worker.py FOLDER SIZE [CASE...]`.
 
+With the one case `too-long`, each process writes instead what steps of too long sequences end with.
+
 Run by `test_learner_fsdp.py`; not a test itself.
 """
 
@@ -11,6 +13,7 @@ import torch
 from learner_cases import CPU, VOCAB, make_config, make_examples, make_model
 
 from onpol_cli.core.config import LoraConfig
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.batch import units
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import add_adapters
@@ -43,6 +46,23 @@ def curve(learner, kind, first, last):
     return losses
 
 
+def too_long(folder, size):
+    learner = build("sft", False, size)
+    examples = make_examples("sft", count=4)
+    told = []
+    lengths = sorted(len(example) for example in examples)
+    for limit in (lengths[0], lengths[0] - 1, lengths[-1]):  # one sequence fits, none, all
+        learner.config.model.max_context = limit
+        try:
+            metrics = learner.step(own_share(learner, examples))
+        except OnpolError as error:
+            told.append(str(error))
+        else:
+            told.append([metrics["tokens/dropped_sequences"], learner.steps_done])
+    (folder / f"told-{learner.world.rank}.json").write_text(json.dumps(told))
+    leave_world()
+
+
 def main(folder, size, only=()):
     result = {}
     for kind, lora in CASES:
@@ -72,4 +92,7 @@ def main(folder, size, only=()):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    if sys.argv[3:] == ["too-long"]:
+        too_long(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -7,8 +7,9 @@ import torch
 
 from onpol_cli.core.config import OpdSignal
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.learner.divergence import DivergenceSettings, token_divergence
+from onpol_cli.learner.divergence import DivergenceSettings, token_divergence, token_divergence_logprobs
 from onpol_cli.learner.head import HeadOptions
+from onpol_cli.learner.logprobs import token_logprobs_entropy
 
 KINDS = [kind for kind in OpdSignal if kind is not OpdSignal.sampled]
 EYE3 = torch.eye(3, dtype=torch.float64)
@@ -107,3 +108,95 @@ def test_padded_vocabularies_of_different_size_are_cut_to_the_real_one():
 def test_sampled_signal_is_refused():
     with pytest.raises(OnpolError, match=r"signal=sampled.*reverse"):
         from_probs(Q, P, DivergenceSettings(OpdSignal.sampled))
+
+
+EXTREME = [  # logits of policy and teacher over five tokens
+    ([0, -100, -1, -2, -3], [0, 0, 0, 0, 0]),
+    ([0, 0, 0, 0, 0], [0, -100, -1, 100, -3]),
+    ([100, 0, 0, -100, 0], [-100, 0, 0, 100, 0]),
+    ([0, -1e4, -1, -1e4, 2], [-1, 0, -1e4, -1e4, 2]),
+    ([-1e4, 0, -1e4, -1e4, -1e4], [0, -1e4, -1e4, -1e4, -1e4]),
+    ([0, -16, -17, -18, -19], [-1e4, 0, -1, -2, -3]),
+    ([0, -1, -22, -22, -23], [0, 0, -3, -3, -4]),
+    ([0, 0, -3, -3, -4], [0, -1, -22, -22, -23]),
+    ([0, -1, -200, -220, -200], [0, -1, -200, -200, -220]),
+]
+
+
+def by_definition(logits, teacher, kind, beta, topk):
+    """The module's formulas in float64 with autograd's own derivative."""
+    logits = logits.double().requires_grad_()
+    q, p = logits.log_softmax(1), teacher.double().log_softmax(1)
+    if kind in (OpdSignal.topk_reverse, OpdSignal.topk_forward):
+        first = (q if kind is OpdSignal.topk_reverse else p).detach().topk(topk, dim=1).indices
+        rest = torch.ones_like(p).scatter(1, first, 0.0).bool()
+        q, p = (
+            torch.cat([x.gather(1, first), x[rest].view(len(x), -1).logsumexp(1, keepdim=True)], 1) for x in (q, p)
+        )
+    if kind in (OpdSignal.reverse, OpdSignal.topk_reverse):
+        value = (q.exp() * (q - p)).sum(1)
+    elif kind is OpdSignal.jsd and beta not in (0.0, 1.0):
+        mix = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
+        value = beta * (p.exp() * (p - mix)).sum(1) + (1 - beta) * (q.exp() * (q - mix)).sum(1)
+    else:
+        one, other = (q, p) if beta == 1.0 else (p, q)
+        value = (one.exp() * (one - other)).sum(1)
+    return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
+
+
+CASES = [(OpdSignal.reverse, 0.5, 2), (OpdSignal.forward, 0.5, 2)]
+CASES += [(OpdSignal.jsd, beta, 2) for beta in (0.0, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0)]
+CASES += [(kind, 0.5, k) for kind in (OpdSignal.topk_reverse, OpdSignal.topk_forward) for k in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "beta", "topk"), CASES)
+def test_extreme_logits_give_the_value_and_gradient_of_the_definition(kind, beta, topk, dtype):
+    """Unlikely tokens by e^-100 and e^-10000 on either side, tails below a float's rounding, padded vocabularies."""
+    states, teacher = (torch.tensor(side).to(dtype) for side in zip(*EXTREME, strict=True))
+    states.requires_grad_()
+    weight = torch.cat([torch.eye(5), torch.full((3, 5), 1e3)]).to(dtype)
+    own = token_divergence(states, weight, (teacher, weight[:7]), DivergenceSettings(kind, beta, topk), HeadOptions(5))
+    grad = torch.autograd.grad(own.sum(), states)[0]
+    value, slope = by_definition(states.detach(), teacher, kind, beta, topk)
+    assert torch.allclose(own.double(), value, rtol=1e-5 if dtype != torch.float64 else 1e-9, atol=1e-6)
+    near = {torch.float64: 1e-8, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    for row, wanted in zip(grad.double(), slope, strict=True):
+        assert (row - wanted).abs().max() <= near * wanted.abs().max() + 1e-2 * near
+
+
+@pytest.mark.parametrize("kind", [OpdSignal.topk_reverse, OpdSignal.topk_forward])
+@pytest.mark.parametrize("topk", [5, 64])
+def test_no_tail_left_is_the_whole_divergence(kind, topk):
+    torch.manual_seed(8)
+    states, teacher = torch.randn(2, 4, 5, dtype=torch.float64)
+    states.requires_grad_()
+    eye = torch.eye(5, dtype=torch.float64)
+    settings = DivergenceSettings(kind, topk=topk)
+    own = token_divergence(states, eye, (teacher, eye), settings, HeadOptions(5))
+    value, slope = by_definition(states.detach(), teacher, OpdSignal(kind.value.removeprefix("topk_")), 0.5, topk)
+    assert torch.allclose(own, value, atol=1e-12)
+    assert torch.allclose(torch.autograd.grad(own.sum(), states)[0], slope, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probs_and_entropies_of_the_same_pass(kind):
+    torch.manual_seed(9)
+    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(6, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    settings, options = DivergenceSettings(kind, 0.3, 3), HeadOptions(7, 4, 0.8)
+    targets = torch.tensor([0, 6, 1, 2, 3, 6])
+    wanted = [token_divergence(states, weight, teacher, settings, options)]
+    wanted += token_logprobs_entropy(states, weight, targets, options)
+
+    def watched(a, b):
+        return token_divergence_logprobs(a, b, targets, teacher, settings, options, token_grad=True)[:2]
+
+    got = token_divergence_logprobs(states, weight, targets, teacher, settings, options)
+    assert [value.requires_grad for value in got] == [True, False, False]
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    plain, same = (torch.autograd.grad(value.sum(), [states, weight]) for value in (wanted[0], got[0]))
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(plain, same, strict=True))
+    assert torch.autograd.gradcheck(watched, (states, weight))

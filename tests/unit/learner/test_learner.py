@@ -1,6 +1,7 @@
 """The learner's step: invariances, masks, guards, adapters, resume, saved folders."""
 
 import io
+import math
 import random
 from contextlib import nullcontext
 
@@ -129,6 +130,16 @@ def test_overlong_sequences_are_dropped_and_counted():
     assert 0 < len(kept) < len(examples)
     metrics = make_learner(config=config).step(examples)
     assert metrics["tokens/dropped_sequences"] == len(examples) - len(kept)
+
+
+def test_a_step_of_overlong_sequences_or_of_none_is_an_error():
+    learner = make_learner()
+    learner.config.model.max_context = 3
+    with pytest.raises(OnpolError, match=r"model\.max_context=3 tokens \(longest \d+, 6 in all\)"):
+        learner.step(make_examples("sft"))
+    with pytest.raises(OnpolError, match="0 in all"):
+        learner.step([])
+    assert learner.steps_done == 0
 
 
 def test_nonfinite_loss_stops_with_step_and_dump_and_leaves_weights():
@@ -388,6 +399,65 @@ def test_the_share_of_clipped_signals_is_counted():
     examples[0].teacher_logprobs[0] -= 3.0
     tokens = sum(len(values) for values in policy)
     assert learner.step(examples)["signal/clipped_share"] == pytest.approx(1 / tokens)
+
+
+def exact_examples(learner, coefficient=1.0):
+    """Examples of an exact divergence with everything that rollouts bring, the reference 0.3 nats above."""
+    examples = make_examples("div")
+    policy = learner.score([(e.prompt_ids, e.completion_ids) for e in examples])
+    for example, scores in zip(examples, policy, strict=True):
+        example.div_mask = example.div_mask * coefficient
+        example.sampler_logprobs = scores.logprobs - 0.1
+        example.reference_logprobs = scores.logprobs + 0.3
+    return examples, policy
+
+
+def test_exact_signals_tell_entropy_mismatch_and_the_teacher_in_nats():
+    learner = make_learner("div")
+    examples, policy = exact_examples(learner, coefficient=0.25)
+    examples[0].sampler_logprobs = None  # of a data set: nobody sampled it
+    entropy = torch.cat([scores.entropy[e.div_mask != 0] for e, scores in zip(examples, policy, strict=True)])
+    _, metrics = gradient(learner, examples)
+    assert metrics["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-6)
+    assert metrics["kl/mismatch"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-6)
+    assert metrics["loss/divergence"] == pytest.approx(0.25 * metrics["kl/teacher"], rel=1e-9)
+    assert metrics["loss/total"] == pytest.approx(metrics["loss/divergence"])
+    assert not {"kl/reference", "ratio/mean"} & metrics.keys()
+
+
+@pytest.mark.parametrize("micro_tokens", [20, 8192])
+def test_the_reference_penalty_of_exact_signals_is_that_of_sampled_ones(micro_tokens):
+    def run(weight, kind):
+        config = make_config("div")
+        config.method.reference_kl, config.learner.micro_tokens = weight, micro_tokens
+        learner = make_learner("div", config=config)
+        examples, _ = exact_examples(learner)
+        for example in examples:
+            if "pg" in kind:  # without advantages
+                example.pg_mask = (example.div_mask != 0).double()
+            if "div" not in kind:
+                example.div_mask = None
+        return gradient(learner, examples)
+
+    (plain, _), (penalised, metrics), (both, told) = run(0.0, "div"), run(2.0, "div"), run(2.0, "pg div")
+    alone, sampled = run(2.0, "pg")
+    assert_same(penalised, {name: plain[name] + alone[name] for name in plain}, 1e-9)
+    assert_same(both, penalised, 1e-9)
+    k3 = math.exp(0.3) - 1 - 0.3
+    for found in (metrics, told, sampled):
+        assert found["kl/reference"] == pytest.approx(k3, rel=1e-6)
+        assert found["loss/reference_kl"] == pytest.approx(2 * k3, rel=1e-6)
+        assert found["kl/mismatch"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-6)
+        parts = sum(found.get(f"loss/{name}", 0.0) for name in ("divergence", "policy_gradient", "reference_kl"))
+        assert found["loss/total"] == pytest.approx(parts)
+    assert sampled["loss/total"] == pytest.approx(2 * k3, rel=1e-6)
+
+
+def test_a_reference_penalty_without_reference_is_an_error():
+    config = make_config("div")
+    config.method.reference_kl = 0.1
+    with pytest.raises(OnpolError, match="needs reference_logprobs"):
+        make_learner("div", config=config).step(make_examples("div"))
 
 
 def test_bf16_autocast_stays_near_float32():

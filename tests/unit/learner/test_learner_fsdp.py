@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def work(folder, size):
-    """Run the worker in `size` processes; returns its curves."""
+def launch(folder, size, *cases):
+    """Run the worker in `size` processes."""
     paths = [str(ROOT), str(HERE)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -36,9 +36,14 @@ def work(folder, size):
     if size > 1:
         # --standalone lets torchrun choose a free port.
         words += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    words += [str(HERE / "fsdp_worker.py"), str(folder), str(size)]
+    words += [str(HERE / "fsdp_worker.py"), str(folder), str(size), *cases]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def work(folder, size):
+    """Run the worker in `size` processes; returns its curves."""
+    launch(folder, size)
     return json.loads((folder / f"curves-{size}.json").read_text())
 
 
@@ -80,6 +85,15 @@ def test_two_processes_train_as_one_and_their_state_loads_in_one(tmp_path):
 def test_four_processes_train_as_one_and_their_state_loads_in_one_and_two(tmp_path):
     moved, one = check(tmp_path, 4)
     compare(one, work(moved, 2), 10)
+
+
+def test_a_step_without_any_sequence_that_fits_ends_all_processes_alike(tmp_path):
+    """And one that fits somewhere does not."""
+    launch(tmp_path, 2, "too-long")
+    one, other = (json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in range(2))
+    assert one == other and one[0] == [3.0, 1] and one[2] == [0.0, 2]
+    longest = max(map(len, make_examples("sft", count=4)))
+    assert f"(longest {longest}, 4 in all). Raise model.max_context" in one[1]
 
 
 def test_shares_cover_everything_once():

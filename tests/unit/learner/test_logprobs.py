@@ -116,3 +116,25 @@ def test_weighted_sum_equals_the_general_route(chunk, temperature, monkeypatch):
     assert total.item() == pytest.approx(-(weights * general).sum().item())
     for got, wanted in zip(torch.autograd.grad(3 * total, [states, weight]), expected, strict=True):
         assert torch.allclose(got, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits_give_log_probs_and_entropies_of_the_definition(dtype, monkeypatch):
+    """Tokens unlikely by e^-100 and e^-10000, in one block and in many, the likely one first or last."""
+    monkeypatch.setattr(module, "SMALL", 1)
+    row = torch.zeros(200)
+    row[[3, 70, 199]] = torch.tensor([100.0, -100.0, -1e4])
+    rows = torch.stack([row, -row, row.flip(0), torch.where(row == 0, -1e4, row)]).to(dtype)
+    weight = torch.cat([torch.eye(200), torch.full((3, 200), 1e3)]).to(dtype)
+    targets = torch.tensor([3, 70, 0, 199])
+    wide = rows.double().requires_grad_()
+    logp = wide.log_softmax(1)
+    wanted = logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(1)
+    slope = torch.autograd.grad(wanted[0].sum() + wanted[1].sum(), wide)[0]
+    for chunk in (1, 1000):
+        narrow = rows.clone().requires_grad_()
+        own = token_logprobs_entropy(narrow, weight, targets, HeadOptions(200, chunk), entropy_grad=True)
+        for got, value in zip(own, wanted, strict=True):
+            assert torch.allclose(got.double(), value, rtol=1e-6, atol=1e-6)
+        grad = torch.autograd.grad(own[0].sum() + own[1].sum(), narrow)[0]
+        assert torch.allclose(grad.double(), slope, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)

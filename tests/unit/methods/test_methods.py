@@ -7,7 +7,14 @@ from onpol_cli.core.config import MethodConfig, OpdSignal
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Finish, Grade, Outcome, Problem, Rollout
 from onpol_cli.methods.base import Context, Sample, Source, group_advantages
-from onpol_cli.methods.registry import METHODS, build_method, check_method, needs_hidden, needs_teacher
+from onpol_cli.methods.registry import (
+    METHODS,
+    build_method,
+    check_method,
+    needs_hidden,
+    needs_teacher,
+    scores_by_teacher,
+)
 
 
 class Teacher:
@@ -160,6 +167,49 @@ def test_gkd_is_a_mixture_without_importance_ratio():
     assert method.source is Source.MIXTURE
     (example,) = method.examples([[Sample(Problem("p", "", None), (1,), (2, 3))]])
     assert example.sampler_logprobs is None and example.div_mask.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("name", "adv_coef"), [("opd", 0.0), ("rl_opd", 1.0), ("gkd", 0.0)])
+def test_exact_signals_carry_the_sampler_and_the_reference(name, adv_coef):
+    def reference(pairs):
+        return [torch.full((len(c),), -3.0) for _, c in pairs]
+
+    ctx = Context(ToyTask(), lambda m: (), {"": Teacher(-1.0)}, reference)
+    method = build(name, ctx, teacher_coef=1.0, adv_coef=adv_coef, signal=OpdSignal.reverse, reference_kl=0.1)
+    (example, _) = method.examples([[sample(0.1), sample(0.2)]])
+    assert example.sampler_logprobs.tolist() == [-0.5, -0.5] and example.reference_logprobs.tolist() == [-3.0, -3.0]
+    assert example.div_mask.tolist() == [1.0, 1.0] and (example.pg_mask is not None) == bool(adv_coef)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "opd", "signal": OpdSignal.reverse, "signal_clip": 1e-3}, r"signal_clip=0, or method\.signal"),
+        ({"name": "gkd", "signal": OpdSignal.jsd, "signal_clip": 1.0}, r"method\.signal_clip=0"),
+        ({"name": "gkd", "signal": OpdSignal.sampled}, "full-vocabulary"),
+        ({"name": "gkd", "signal": OpdSignal.jsd, "adv_coef": 1.0}, r"method=rl_opd method\.signal=jsd"),
+        ({"name": "gkd", "signal": OpdSignal.jsd, "lam": 0.5, "reference_kl": 0.1}, r"method\.lam=1"),
+        ({"name": "sft", "teacher_coef": 0.0, "reference_kl": 0.1}, r"sft trains on none\. Set method\.reference_kl=0"),
+        ({"name": "opd", "reference_kl": -0.1}, "0 or more"),
+    ],
+)
+def test_settings_that_could_not_apply_are_refused(settings, message):
+    with pytest.raises(OnpolError, match=message):
+        check_method(MethodConfig(**{"teacher_coef": 1.0, **settings}))
+
+
+def test_settings_that_apply_are_taken():
+    check_method(MethodConfig(name="opd", teacher_coef=1.0, signal_clip=1.0, reference_kl=0.1))
+    check_method(MethodConfig(name="opd", teacher_coef=1.0, signal=OpdSignal.reverse, reference_kl=0.1))
+    check_method(MethodConfig(name="gkd", teacher_coef=1.0, signal=OpdSignal.jsd, lam=1.0, reference_kl=0.1))
+    check_method(MethodConfig(name="rl", adv_coef=1.0, signal=OpdSignal.reverse, signal_clip=1.0))  # no teacher
+
+
+def test_who_is_scored_by_a_teacher():
+    assert scores_by_teacher(MethodConfig(name="opd", teacher_coef=1.0))
+    assert scores_by_teacher(MethodConfig(name="opsd", teacher_coef=1.0))
+    assert not scores_by_teacher(MethodConfig(name="rl", adv_coef=1.0))
+    assert not scores_by_teacher(MethodConfig(name="sft", teacher_coef=1.0))
 
 
 def test_a_teacher_that_skips_tokens_is_a_bug():
