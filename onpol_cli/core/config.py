@@ -164,7 +164,7 @@ class ModelConfig:
     """`tiny` is the model shipped with the package; else a folder, a run, or a hub name."""
     revision: str | None = None
     dtype: Dtype = Dtype.float32
-    """Format in which weights are held (master weights of a full fine-tune: float32)."""
+    """Format in which weights are held. Full training wants float32: bf16 rounds small steps away (docs/gpu.md)."""
     device: Device = Device.auto
     attention: str = "auto"
     """transformers' attn_implementation; `auto` chooses by device."""
