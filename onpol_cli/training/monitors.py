@@ -49,9 +49,13 @@ class Monitors:
         self.warned: set[str] = set()
 
     def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the logged metrics of steps that a resumed run has behind it; nothing is warned of again."""
+        """Take in the logged metrics of steps that a resumed run has behind it; nothing is warned of again.
+
+        Rows before step 0 are of what a method prepared, not of training.
+        """
         for row in rows:
-            self._findings(row)
+            if row.get("step", 0) >= 0:
+                self._findings(row)
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Warn (once per kind) or stop.

@@ -125,7 +125,7 @@ def test_a_resumed_run_knows_what_the_first_part_was_like():
     whole = stopping()
     rows = [{**QUIET, "loss/total": 0.02, "length/mean": 40.0 + 5 * step} for step in range(8)]
     resumed = stopping()
-    resumed.replay(rows)
+    resumed.replay([{"step": -1, "length/mean": 1.0}, *({"step": step, **row} for step, row in enumerate(rows))])
     run_of(whole, rows)
     for monitors in (whole, resumed):
         assert monitors.warned == set()
