@@ -248,7 +248,7 @@ def doctor(
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Estimate the memory per GPU instead, of every row.")] = False,
     gpu_gib: Annotated[
-        float | None, typer.Option("--gpu-gib", metavar="GIB", help="GPU to plan for; default: this machine's.")
+        float | None, typer.Option("--gpu-gib", metavar="GIB", min=1, help="GPU to plan for; default: this machine's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
