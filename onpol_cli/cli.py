@@ -246,13 +246,16 @@ def replay(run: RunName, overrides: Overrides = None, dry_run: DryRun = False, a
 @app.command("doctor", epilog="Example: onpol doctor --plan experiment=paper")
 def doctor(
     overrides: Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Estimate the memory per GPU instead.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate the memory per GPU instead, of every row.")] = False,
+    gpu_gib: Annotated[
+        float | None, typer.Option("--gpu-gib", metavar="GIB", min=1, help="GPU to plan for; default: this machine's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what can run here and what is missing. Exit 1 if the named experiment cannot run."""
     from onpol_cli.stages.doctor import run_doctor
 
-    run_doctor(overrides or [], plan=plan, as_json=as_json)
+    run_doctor(overrides or [], plan=plan, as_json=as_json, gpu_gib=gpu_gib)
 
 
 @data.command("list", epilog="Example: onpol data list --json")

@@ -164,7 +164,7 @@ class ModelConfig:
     """`tiny` is the model shipped with the package; else a folder, a run, or a hub name."""
     revision: str | None = None
     dtype: Dtype = Dtype.float32
-    """Format in which weights are held (master weights of a full fine-tune: float32)."""
+    """Format in which weights are held. Full training wants float32: bf16 rounds small steps away (docs/gpu.md)."""
     device: Device = Device.auto
     attention: str = "auto"
     """transformers' attn_implementation; `auto` chooses by device."""
@@ -434,14 +434,25 @@ class MonitorConfig:
 
     action: GuardAction = GuardAction.warn
     loss_spike: float = 10.0
-    """Loss above this multiple of its running median."""
-    entropy_floor: float = 0.0
-    """nats per token."""
+    """Magnitude of the loss this many spreads above its running median (last 20 steps, from the sixth on). A spread
+    is 1.48 x the median absolute deviation, at least a fifth of the median and at least `loss_spread`."""
+    loss_spread: float = 0.01
+    """Smallest spread of the loss that counts, nats a token (pairs for dpo): a rise below `loss_spike` x this never
+    fires, which policy-gradient losses around 0 need."""
+    entropy_floor: float = 0.005
+    """Entropy below this, nats a token; 0 is off."""
+    entropy_share: float = 0.1
+    """Entropy below this share of the first step's; 0 is off. The tiny experiment ends at 0.2 to 0.35."""
     length_factor: float = 3.0
-    """Mean length above this multiple of the first step's."""
+    """Mean length above this multiple of the first step's; where rollout.sampling.max_new_tokens lies below that
+    multiple, three quarters of the way from the first step's to it."""
     truncated_share: float = 0.5
-    pass_below_fail_share: float = 0.25
-    """Share of passing rollouts paid less than a failure (reward-hacking watch)."""
+    """Share of rollouts that hit the token limit."""
+    pass_below_fail_share: float = 0.5
+    """This share of the passing rollouts, or more, is paid less than a failure, which teaches to fail (edit tasks)."""
+    pass_drop: float = 0.15
+    """Reward-hacking watch: the share of passing rollouts fell by this, while the reward rose (means of the latest
+    and of the first 5 steps); 1 is off."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from onpol_cli.core.errors import OnpolError
 Tokens = Sequence[int]
 PAD = 0
 """Any valid id: padding sits to the right, where no completion token can attend to it."""
+FEW = 256
+"""Tokens of padding in a whole step that cost less than more micro-batches: small ones are bound by kernel launches."""
 
 
 @dataclass
@@ -112,33 +115,68 @@ def units(examples: Sequence[TrainExample]) -> list[list[int]]:
     return result
 
 
-def plan(unit_lengths: Sequence[Sequence[int]], budget: int, waste: float = 0.05) -> list[list[int]]:
-    """Group units into micro-batches of similar length.
+@dataclass
+class _Bucket:
+    """Units that share a micro-batch, longest first. `real` are the tokens that any grouping has."""
 
-    Longest first; a micro-batch is closed when the next unit would take its padded size over `budget`
-    tokens, or its padding over the share `waste` once it holds a quarter of the budget.
+    members: list[int]
+    width: int
+    rows: int
+    real: int
+
+    @property
+    def padded(self) -> int:
+        return self.rows * self.width
+
+    def joined(self, shorter: _Bucket) -> _Bucket:
+        members = self.members + shorter.members
+        return _Bucket(members, self.width, self.rows + shorter.rows, self.real + shorter.real)
+
+
+def plan(unit_lengths: Sequence[Sequence[int]], budget: int, waste: float = 0.05) -> list[list[int]]:
+    """Group units into few micro-batches of similar length whose padding stays below a share of the step.
+
+    Buckets are first cut so that none is above `waste`, then neighbours are joined, the cheapest join first, while
+    the padding of the whole step stays within `waste`, or within `FEW` tokens. That of a pair's shorter side, which
+    no grouping can spare, comes on top.
 
     Args:
         unit_lengths: lengths of the sequences of each unit.
         budget: tokens of a micro-batch, padding included. A longer unit gets one of its own.
-        waste: largest share of padding.
+        waste: largest share of padding among all tokens.
 
     Returns:
         Unit numbers of each micro-batch.
     """
     order = sorted(range(len(unit_lengths)), key=lambda unit: (-max(unit_lengths[unit]), unit))
-    batches: list[list[int]] = []
-    rows = real = width = 0
+    buckets: list[_Bucket] = []
     for unit in order:
         lengths = unit_lengths[unit]
-        padded, tokens = (rows + len(lengths)) * width, real + sum(lengths)
-        wasteful = padded - tokens > waste * padded and rows * width >= budget // 4
-        if not batches or padded > budget or wasteful:
-            batches.append([])
-            rows, real, width = 0, 0, max(lengths)
-        batches[-1].append(unit)
-        rows, real = rows + len(lengths), real + sum(lengths)
-    return batches
+        # What a pair pads its shorter side by cannot be helped, and counts as its own.
+        one = _Bucket([unit], max(lengths), len(lengths), max(lengths) * len(lengths))
+        wider = buckets[-1].joined(one) if buckets else None
+        if wider and wider.padded <= budget and wider.padded - wider.real <= waste * wider.padded:
+            buckets[-1] = wider
+        else:
+            buckets.append(one)
+    return [bucket.members for bucket in _joined(buckets, budget, waste)]
+
+
+def _joined(buckets: list[_Bucket], budget: int, waste: float) -> list[_Bucket]:
+    """Neighbours of `buckets` (longest first) joined while the padding of all stays within bounds."""
+    real = sum(bucket.real for bucket in buckets)
+    padded = sum(bucket.padded for bucket in buckets)
+    while True:
+        joins = [
+            ((left.width - right.width) * right.rows, place)
+            for place, (left, right) in enumerate(pairwise(buckets))
+            if left.width * (left.rows + right.rows) <= budget
+        ]
+        added, place = min(joins, default=(0, -1))
+        if place < 0 or padded + added - real > max(FEW, waste * (padded + added)):
+            return buckets
+        padded += added
+        buckets = [*buckets[:place], buckets[place].joined(buckets[place + 1]), *buckets[place + 2 :]]
 
 
 @dataclass(frozen=True)

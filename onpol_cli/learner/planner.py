@@ -7,70 +7,19 @@ allocator, kernels' workspaces and fragmentation are covered by one stated reser
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from onpol_cli.core.config import Config, Dtype, Engine, MethodConfig, OpdSignal, ScorerKind
-from onpol_cli.learner.model import load_config
+from onpol_cli.core.config import Config, Device, Dtype, Engine, MethodConfig, OpdSignal, ScorerKind
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner.shapes import Shape, find_shape, local_shape
 
 GIB = 2**30
 RESERVE = 1.0
 """GiB for the CUDA context, workspaces and fragmentation."""
 BYTES = {Dtype.float32: 4, Dtype.bfloat16: 2}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a decoder that memory depends on."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    tied: bool
-
-    @property
-    def layer_parameters(self) -> int:
-        """Weights of one layer, norms included."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + 3 * self.hidden * self.ffn + 2 * self.hidden + 2 * self.head_dim
-
-    @property
-    def parameters(self) -> int:
-        """All weights; a tied output matrix counts once."""
-        ends = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters + ends + self.hidden
-
-    def adapter_parameters(self, rank: int, targets: list[str]) -> int:
-        """LoRA weights of `rank` on `targets` of every layer."""
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        sides = {
-            "q_proj": self.hidden + query,
-            "k_proj": self.hidden + key,
-            "v_proj": self.hidden + key,
-            "o_proj": query + self.hidden,
-            "gate_proj": self.hidden + self.ffn,
-            "up_proj": self.hidden + self.ffn,
-            "down_proj": self.ffn + self.hidden,
-        }
-        return self.layers * rank * sum(sides.get(target, 0) for target in targets)
-
-
-def shape_of(hf: Any) -> Shape:
-    """Sizes from a Hugging Face configuration."""
-    heads = hf.num_attention_heads
-    return Shape(
-        hidden=hf.hidden_size,
-        layers=hf.num_hidden_layers,
-        heads=heads,
-        kv_heads=getattr(hf, "num_key_value_heads", None) or heads,
-        head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
-        ffn=hf.intermediate_size,
-        vocab=hf.vocab_size,
-        tied=bool(getattr(hf, "tie_word_embeddings", False)),
-    )
+WITHOUT_SAMPLER = ("sft",)
+"""Methods that never sample, validation aside."""
+SAMPLES_FIRST = ("rsft", "dpo")
+"""Methods that sample before the first step only, when the optimiser holds nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +28,8 @@ class MemoryPlan:
 
     Attributes:
         model: path of the policy.
+        method: what is trained.
+        sizes: where the model's sizes are from.
         parameters: weights of the policy.
         trained: weights that get a gradient.
         processes: over which weights, gradients and optimiser are sharded.
@@ -92,6 +43,8 @@ class MemoryPlan:
     """
 
     model: str
+    method: str
+    sizes: str
     parameters: int
     trained: int
     processes: int
@@ -123,61 +76,110 @@ def head_bytes(shape: Shape, chunk: int, tokens: int, method: MethodConfig) -> i
     return copies * 4 * chunk * shape.vocab + 2 * 4 * tokens * shape.hidden
 
 
-def frozen_models(config: Config) -> tuple[int, int]:
-    """Whole models beside the policy in the learner's process: teachers scored here, and references."""
+def frozen_models(config: Config, policy: Shape) -> tuple[list[Shape], int]:
+    """Whole models beside the policy in the learner's process: teachers scored here, and how many references."""
     method = config.method
     local = method.scorer is not ScorerKind.vllm_server and (method.teacher_coef != 0 or method.name in ("opd", "gkd"))
     tutors = list(method.tutors.values()) or [config.tutor or ""]
     reference = int(method.reference_kl > 0 or method.name == "dpo")
     if config.model.lora.rank > 0:
         # The policy with its adapter off is the reference, and the teacher where that is the base.
-        tutors, reference = [name for name in tutors if name != config.model.path], 0
-    return len(tutors) if local and method.name != "opsd" else 0, reference
+        reference = 0
+        if not config.model.random_weights:
+            tutors = [name for name in tutors if name != config.model.path]
+    return [tutor_shape(name, policy) for name in tutors] if local and method.name != "opsd" else [], reference
+
+
+def tutor_shape(name: str, policy: Shape) -> Shape:
+    """Sizes of a tutor; the policy's where they cannot be known yet, as of a run that is still to be made."""
+    try:
+        found = local_shape(name) if name else None
+    except OnpolError:
+        found = None
+    return found[0] if found else policy
+
+
+def optimiser_bytes(config: Config, shape: Shape, trained: int, width: int) -> int:
+    """Moments, which torch keeps in the weights' own format: two of each weight, one where muon moves matrices."""
+    matrices = shape.layers * shape.layer_parameters
+    if config.optim.name == "muon" and config.model.lora.rank == 0:
+        return width * (2 * trained - matrices)
+    return width * (trained if config.optim.name == "muon" else 2 * trained)
 
 
 def learner_parts(config: Config, shape: Shape, processes: int, trained: int) -> dict[str, float]:
     """GiB per GPU while training."""
-    learner = config.learner
+    learner, lora = config.learner, config.model.lora.rank > 0
     held = BYTES[config.model.dtype]
+    moved = 4 if lora else held  # adapters are float32 on bf16 weights too
     width = 2 if Dtype.bfloat16 in (learner.autocast, config.model.dtype) else 4
+    teacher = BYTES[learner.autocast]
     tokens = learner.micro_tokens
-    optimiser = 8 * trained
     # FSDP2 gathers one layer at a time, and the ends as a whole.
     gathered = 0 if processes == 1 else 2 * width * shape.layer_parameters + held * 2 * shape.vocab * shape.hidden
-    teachers, references = frozen_models(config)
+    teachers, references = frozen_models(config, shape)
     sharded = processes > 1 and config.parallel.shard_frozen
-    if sharded and teachers + references > 0:  # one at a time, given back after its pass
-        gathered += 2 * width * shape.layer_parameters + width * 2 * shape.vocab * shape.hidden
+    frozen = [*teachers, *[shape] * references]
+    if sharded and frozen:  # one at a time, given back after its pass
+        gathered += max(2 * width * of.layer_parameters + width * 2 * of.vocab * of.hidden for of in frozen)
     # Exact divergences hold the teacher's output matrix whole beside its shards.
-    whole_matrix = sharded and teachers > 0 and config.method.signal is not OpdSignal.sampled
+    whole = teachers[:1] if sharded and config.method.signal is not OpdSignal.sampled else []
     parts = {
-        "weights": (held * shape.parameters + 4 * (trained if config.model.lora.rank > 0 else 0)) / processes,
-        "gradients": (4 if config.model.lora.rank > 0 else held) * trained / processes,
-        "optimiser": optimiser / processes,
+        "weights": (held * shape.parameters + moved * (trained if lora else 0)) / processes,
+        "gradients": moved * trained / processes,
+        "optimiser": optimiser_bytes(config, shape, trained, moved) / processes,
         "gathered layers": gathered,
         "activations": activation_bytes(shape, tokens, width, learner.gradient_checkpointing),
         "logits chunk": head_bytes(shape, learner.chunk, tokens, config.method),
-        # Teachers are held in the compute format.
-        "frozen models": (teachers * width + references * held) * shape.parameters / (processes if sharded else 1)
-        + (width * shape.vocab * shape.hidden if whole_matrix else 0),
+        # Teachers are held in the format of autocast.
+        "frozen models": (teacher * sum(of.parameters for of in teachers) + held * references * shape.parameters)
+        / (processes if sharded else 1)
+        + teacher * sum(of.vocab * of.hidden for of in whole),
     }
     return {name: size / GIB for name, size in parts.items()}
 
 
-def rollout_parts(config: Config, shape: Shape, available: float | None) -> dict[str, float]:
-    """GiB per GPU for sampling in this process; nothing for servers elsewhere."""
+def samples(config: Config) -> bool:
+    """Whether the run has a sampler: its method draws completions, or it is validated on the way."""
+    return config.method.name not in WITHOUT_SAMPLER or config.run.validate_every > 0
+
+
+def rollout_parts(config: Config, shape: Shape, available: float | None, held: float) -> dict[str, float]:
+    """GiB per GPU for sampling in this process; nothing for servers elsewhere.
+
+    Args:
+        available: GiB of the GPU, None if it is not known.
+        held: what the learner holds meanwhile, GiB.
+    """
     rollout = config.rollout
-    samples = config.method.name not in ("sft", "dpo", "pretrain")
-    if rollout.engine is Engine.vllm_server or not samples:
+    if rollout.engine is Engine.vllm_server or not samples(config):
         return {"weights": 0.0, "kv cache": 0.0}
     width = BYTES[rollout.dtype]
-    weights = width * shape.parameters / rollout.tensor_parallel / GIB
+    parallel = rollout.tensor_parallel if rollout.engine is Engine.vllm else 1
+    weights = width * shape.parameters / parallel / GIB
     tokens = rollout.max_batch * min(config.model.max_context, 2 * rollout.sampling.max_new_tokens)
-    cache = 2 * width * shape.layers * shape.kv_heads * shape.head_dim * tokens / rollout.tensor_parallel / GIB
-    if rollout.engine is Engine.vllm and available is not None:
+    cache = 2 * width * shape.layers * shape.kv_heads * shape.head_dim * tokens / parallel / GIB
+    if available is not None and rollout.engine is Engine.vllm:
         # vLLM takes its share of the card whole and fills what the weights leave with cache.
         cache = max(0.0, rollout.gpu_memory * available - weights)
+    elif available is not None:
+        # The embedded sampler decodes fewer sequences at once where a third of what is free would not hold all.
+        cache = min(cache, max(0.0, available - RESERVE - held - weights) / 3)
     return {"weights": weights, "kv cache": cache}
+
+
+def peak_of(config: Config, learner: dict[str, float], rollout: dict[str, float], resident: float) -> float:
+    """Largest sum that is resident at once, GiB.
+
+    Args:
+        resident: what the learner holds while samples are drawn.
+    """
+    training, sampling = sum(learner.values()), sum(rollout.values())
+    if config.rollout.max_off_policy_steps > 0 or not config.rollout.sleep:
+        return training + sampling + RESERVE
+    # A sleeping vLLM leaves nothing on the card, the embedded sampler its weights.
+    kept = rollout["weights"] if config.rollout.engine is Engine.hf else 0.0
+    return max(training + kept, resident + sampling) + RESERVE
 
 
 def gpu_gib() -> float | None:
@@ -194,27 +196,29 @@ def plan(config: Config, available: float | None = None) -> MemoryPlan:
         config: a composed configuration; `model.path`'s config.json is read, its weights are not.
         available: GiB of a GPU; default: this machine's, if it has one.
     """
-    shape = shape_of(load_config(config.model.path, config.model.revision))
+    shape, sizes = find_shape(config.model.path, config.model.revision)
     processes = config.parallel.nproc * config.parallel.nnodes
     lora = config.model.lora
     trained = shape.adapter_parameters(lora.rank, lora.targets) if lora.rank > 0 else shape.parameters
-    available = gpu_gib() if available is None else available
+    if available is None and config.model.device is not Device.cpu:
+        available = gpu_gib()
     learner = learner_parts(config, shape, processes, trained)
-    rollout = rollout_parts(config, shape, available)
-    resident = learner["weights"] + learner["gradients"] + learner["optimiser"] + learner["frozen models"]
-    sampling, training = sum(rollout.values()), sum(learner.values())
-    apart = config.rollout.engine is Engine.vllm and config.rollout.sleep
-    peak = max(training, resident + sampling) if apart else training + sampling
-    peak += RESERVE
-    verdict, advice = judge(peak, available, learner, rollout)
+    # Gradients are freed with each step.
+    resident = learner["weights"] + learner["frozen models"]
+    if config.method.name not in SAMPLES_FIRST or config.run.validate_every > 0:
+        resident += learner["optimiser"]
+    rollout = rollout_parts(config, shape, available, resident)
+    peak = peak_of(config, learner, rollout, resident)
+    verdict, advice = judge(peak, available, {**learner, "kv cache": rollout["kv cache"]}, lora.rank > 0)
     return MemoryPlan(
-        config.model.path, shape.parameters, trained, processes, learner, rollout, peak, available, verdict, advice
-    )
+        config.model.path, config.method.variant or config.method.name, sizes, shape.parameters, trained, processes,
+        learner, rollout, peak, available, verdict, advice,
+    )  # fmt: skip
 
 
 ADVICE = {
     "optimiser": "model.lora.rank=16 or a larger parallel.nproc",
-    "weights": "model.dtype=bfloat16 or a larger parallel.nproc",
+    "weights": "model.lora.rank=16 with model.dtype=bfloat16, or a larger parallel.nproc",
     "gradients": "model.lora.rank=16 or a larger parallel.nproc",
     "gathered layers": "learner.autocast=bfloat16",
     "activations": "learner.gradient_checkpointing=true or a smaller learner.micro_tokens",
@@ -224,15 +228,14 @@ ADVICE = {
 }
 
 
-def judge(
-    peak: float, available: float | None, learner: dict[str, float], rollout: dict[str, float]
-) -> tuple[str, str]:
+def judge(peak: float, available: float | None, parts: dict[str, float], lora: bool) -> tuple[str, str]:
     """Whether `peak` GiB fit into `available`, and what would shrink the largest part."""
     if available is None:
-        return "unknown", "No CUDA device here to compare with."
+        return "unknown", "No GPU here to compare with: give one's memory (--gpu-gib), which also bounds the kv cache."
     if peak <= 0.9 * available:
         return "fits", ""
-    parts = {**learner, "kv cache": rollout["kv cache"]}
     largest = max(parts, key=lambda name: parts[name])
     verdict = "tight" if peak <= available else "does not fit"
-    return verdict, f"Largest part: {largest} ({parts[largest]:.1f} GiB). Try {ADVICE[largest]}."
+    # Weights that are trained themselves hardly move in bf16: only frozen ones may be held in it.
+    advice = "model.dtype=bfloat16 or a larger parallel.nproc" if lora and largest == "weights" else ADVICE[largest]
+    return verdict, f"Largest part: {largest} ({parts[largest]:.1f} GiB). Try {advice}."

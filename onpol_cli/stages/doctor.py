@@ -5,9 +5,9 @@ Chooses and shows the checks of `doctor_checks`. Reads no weights, downloads not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onpol_cli.core.compose import compose
 from onpol_cli.core.config import Config
@@ -15,6 +15,7 @@ from onpol_cli.core.console import LOGGER, say, show, show_json
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.stages import doctor_checks as checks
 from onpol_cli.stages.doctor_checks import Finding, Level
+from onpol_cli.stages.doctor_memory import check_memory, check_precision, composed_row, show_plan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
 MARKS = {Level.ok: ("ok", "green"), Level.warning: ("warning", "yellow"), Level.error: ("error", "red")}
 
 
-def run_doctor(overrides: Sequence[str], *, plan: bool, as_json: bool) -> None:
+def run_doctor(overrides: Sequence[str], *, plan: bool, as_json: bool, gpu_gib: float | None = None) -> None:
     """Show the findings, or with `plan` the memory estimate.
 
+    Args:
+        gpu_gib: memory of the GPU to plan for; default: this machine's.
+
     Raises:
+        OnpolError: a GPU is given, but no plan is asked for.
         RunFailed: the configured experiment cannot run here.
     """
     config = compose(overrides)
+    if gpu_gib is not None and not plan:
+        raise OnpolError("--gpu-gib says what to plan for: use it with --plan.")
     if plan:
-        return show_plan(config, as_json)
+        return show_plan(config, overrides, as_json, gpu_gib)
     findings = examine(config, overrides)
     bad = [finding for finding in findings if finding.level is Level.error]
     if as_json:
@@ -45,37 +52,6 @@ def run_doctor(overrides: Sequence[str], *, plan: bool, as_json: bool) -> None:
     return None
 
 
-def show_plan(config: Config, as_json: bool) -> None:
-    """The estimated memory per GPU, by part, GiB.
-
-    Raises:
-        RunFailed: it does not fit this machine's GPU.
-    """
-    from onpol_cli.learner.planner import plan
-
-    found = plan(config)
-    estimate: dict[str, Any] = asdict(found)
-    show_json(estimate) if as_json else show(plan_table(estimate))
-    if found.verdict == "does not fit":
-        raise RunFailed(f"{found.peak:.1f} GiB are wanted, {found.available:.1f} are there. {found.advice}")
-
-
-def plan_table(estimate: Mapping[str, Any]) -> Table:
-    """Names and numbers of an estimate, parts indented under their heading."""
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    for name, value in estimate.items():
-        table.add_row(name, "" if isinstance(value, Mapping) else _number(value))
-        for part, size in value.items() if isinstance(value, Mapping) else ():
-            table.add_row(f"  {part}", _number(size))
-    return table
-
-
-def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
 def examine(config: Config, overrides: Sequence[str] = ()) -> list[Finding]:
     """Every finding about a configuration and, where its experiment has a matrix, about the matrix's rows."""
     parts = (
@@ -87,6 +63,8 @@ def examine(config: Config, overrides: Sequence[str] = ()) -> list[Finding]:
         checks.check_isolation,
         checks.check_disk,
         checks.check_model,
+        check_memory,
+        check_precision,
         checks.check_benches,
         checks.check_tutors,
         checks.check_sampling,
@@ -99,8 +77,9 @@ def row_findings(config: Config, overrides: Sequence[str]) -> list[Finding]:
     """What is wrong with single rows of the experiment's matrix. Their tutors are made by earlier rows."""
     found = []
     for row in config.matrix.rows:
-        own = compose([*overrides, *row.overrides])
-        for finding in [*checks.check_sampling(own), *checks.check_context(own)]:
+        own = composed_row(row, config, overrides)
+        trained = [] if row.command == "base" else [*check_memory(own), *check_precision(own)]
+        for finding in [*checks.check_sampling(own), *checks.check_context(own), *trained]:
             if finding.level is not Level.ok:
                 found.append(replace(finding, check=f"row {row.name}: {finding.check}"))
     return found
@@ -112,7 +91,8 @@ def preflight(config: Config, role: str) -> list[Finding]:
     Args:
         role: `tutor` or `student`; only a student needs a tutor.
     """
-    parts = [checks.check_disk, checks.check_model, checks.check_sampling, checks.check_sync]
+    parts = [checks.check_disk, checks.check_model, check_memory, check_precision]
+    parts += [checks.check_sampling, checks.check_sync]
     parts += [checks.check_compile, checks.check_liger, *([checks.check_tutors] if role == "student" else [])]
     engines = [f for f in checks.check_engines(config) if f.check == f"engine {config.rollout.engine.value}"]
     task = [f for f in checks.check_benches(config) if f.check == f"data of {config.task.name}"]

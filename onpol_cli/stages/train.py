@@ -150,7 +150,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         method=method,
         learner=bench.learner,
         source=source,
-        monitors=Monitors(config.monitor),
+        monitors=Monitors(config.monitor, config.rollout.sampling.max_new_tokens),
         steps=steps,
         sync=sync if method.source is not Source.DATASET else None,
         validate=_validation(bench, config, sync) if config.run.validate_every else None,

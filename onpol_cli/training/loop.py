@@ -19,7 +19,7 @@ from onpol_cli.core.errors import RunFailed
 from onpol_cli.learner.learner import Learner
 from onpol_cli.methods.base import Group, Method, flat
 from onpol_cli.runs.checkpoint import latest_valid, prune, step_folder, write_folder
-from onpol_cli.runs.rundir import RunDir
+from onpol_cli.runs.rundir import METRICS, RunDir, read_lines
 from onpol_cli.training.interrupt import Interrupted, StopRequest
 from onpol_cli.training.monitors import Monitors
 from onpol_cli.training.sources import CompletionSource, Metrics
@@ -176,6 +176,7 @@ def restore(parts: Parts) -> int:
         LOGGER.info("resumed after step %d from %s", done, found[1])
     if parts.rank == 0:
         parts.run.keep_steps_before(done)
+    parts.monitors.replay(parts.learner.world.agreed(lambda: list(read_lines(parts.run.path / METRICS))))
     return done
 
 

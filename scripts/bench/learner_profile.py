@@ -180,7 +180,7 @@ def profile(args: argparse.Namespace) -> dict[str, Any]:
 
 def floor_flops(shape: Any, rows: list[dict[str, float]], waste: Waste, steps: int) -> dict[str, float]:
     """Useful operations a step: 2 per weight and distinct token forward, twice that backward."""
-    from onpol_cli.learner.planner import shape_of
+    from onpol_cli.learner.shapes import shape_of
 
     sizes = shape_of(shape)
     layers, head = sizes.layers * sizes.layer_parameters, sizes.vocab * sizes.hidden

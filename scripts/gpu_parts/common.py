@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from onpol_cli.learner.planner import Shape, shape_of
+from onpol_cli.learner.shapes import QWEN3, Shape, hf_config
 
 GIB = 2**30
 Found = Iterator[tuple[str, Any]]
@@ -91,20 +91,17 @@ REAL_VOCABULARY = {"0.6b": 151669, "4b": 151669, "small": 1000}
 """Tokens of the tokenizer; the output matrix has more rows."""
 
 
-def qwen3(size: str) -> Any:
-    """Configuration of Qwen3 `0.6b` or `4b` (sizes of their published config.json), or a `small` one."""
-    from transformers import Qwen3Config
+SHAPES = {
+    "0.6b": QWEN3["0.6B"],
+    "4b": QWEN3["4B"],
+    "small": Shape(64, 2, 2, 1, 32, 128, 1024, tied=True),
+}
+"""Sizes of the models that are measured."""
 
-    hidden, ffn, layers, heads, kv, width, rows = {
-        "0.6b": (1024, 3072, 28, 16, 8, 128, 151936),
-        "4b": (2560, 9728, 36, 32, 8, 128, 151936),
-        "small": (64, 128, 2, 2, 1, 32, 1024),
-    }[size]
-    return Qwen3Config(
-        vocab_size=rows, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, head_dim=width, tie_word_embeddings=True,
-        max_position_embeddings=40960, architectures=["Qwen3ForCausalLM"],
-    )  # fmt: skip
+
+def qwen3(size: str) -> Any:
+    """Configuration of Qwen3 `0.6b` or `4b`, or of a `small` one."""
+    return hf_config(SHAPES[size])
 
 
 def random_model(size: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -121,7 +118,7 @@ def step_flops(size: str, rows: int, prompt: int, completion: int, passes: int =
     weights: 3 for full training, 2 with frozen weights, 1 for scoring), the output matrix on completion
     tokens only; causal attention 2 x heads x width x length per layer and token, backward twice that.
     """
-    shape: Shape = shape_of(qwen3(size))
+    shape = SHAPES[size]
     length = prompt + completion
     layers = shape.layers * shape.layer_parameters * length
     head = shape.vocab * shape.hidden * completion

@@ -1,20 +1,24 @@
 """The memory plan: parameters counted as the real model has them, and each setting moves its part."""
 
 import pytest
+import torch
 from learner_cases import make_config, make_model
-from transformers import Qwen3Config
 
-from onpol_cli.core.config import OpdSignal
-from onpol_cli.learner.planner import GIB, plan, shape_of
+from onpol_cli.core.config import Config, Dtype, Engine, OpdSignal
+from onpol_cli.core.errors import OnpolError
+from onpol_cli.learner import shapes
+from onpol_cli.learner.model import add_adapters
+from onpol_cli.learner.optim import Optimiser
+from onpol_cli.learner.planner import BYTES, GIB, judge, optimiser_bytes, plan, samples
+from onpol_cli.learner.shapes import QWEN3, find_shape, hf_config, shape_of
+from onpol_cli.methods.base import Source
+from onpol_cli.methods.registry import METHODS
 
 
 @pytest.fixture
 def qwen(tmp_path):
     """Folder with the configuration of Qwen3-0.6B."""
-    Qwen3Config(
-        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-    ).save_pretrained(tmp_path)  # fmt: skip
+    hf_config(QWEN3["0.6B"]).save_pretrained(tmp_path)
     return str(tmp_path)
 
 
@@ -61,7 +65,6 @@ def test_verdict_and_advice(qwen):
 
 def test_adapters_are_counted_exactly():
     from onpol_cli.core.config import LoraConfig
-    from onpol_cli.learner.model import add_adapters
 
     model, lora = make_model(), LoraConfig(rank=3)
     add_adapters(model, lora, 0)
@@ -91,3 +94,131 @@ def test_frozen_models_are_sharded_unless_told_otherwise_and_free_under_adapters
         config.method.reference_kl, config.model.lora.rank = 0.1, 8
 
     assert planned(qwen, adapted).learner["frozen models"] == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sampler_is_planned_wherever_the_run_makes_one(qwen, name):
+    def chosen(config):
+        config.method.name = name
+
+    kind = METHODS[name]
+    made = kind.source is not Source.DATASET or kind.prepares
+    assert (planned(qwen, chosen).rollout["kv cache"] > 0) == made
+    validated = Config()
+    validated.method.name, validated.run.validate_every = name, 10
+    assert samples(validated)
+
+
+def test_what_is_resident_while_samples_are_drawn(qwen):
+    def sampling(**settings):
+        def change(config):
+            config.rollout.engine, config.method.name = Engine.vllm, "rl"
+            config.learner.micro_tokens, config.rollout.gpu_memory = 16, 0.9  # training is small, sampling large
+            for name, value in settings.items():
+                part, _, key = name.partition("__")
+                setattr(getattr(config, part), key, value)
+
+        return planned(qwen, change)
+
+    rl = sampling()
+    kept = rl.learner["weights"] + rl.learner["optimiser"]  # gradients went with the step
+    assert rl.peak == pytest.approx(kept + 0.9 * 80 + 1.0)
+    before = sampling(method__name="dpo")  # samples before its first step, beside a reference
+    assert before.peak == pytest.approx(2 * rl.learner["weights"] + 0.9 * 80 + 1.0)
+    assert sampling(method__name="sft", run__validate_every=5).peak == pytest.approx(rl.peak)
+    assert sampling(method__name="sft").peak < 0.3 * rl.peak
+    ahead = sampling(rollout__max_off_policy_steps=1)  # the next batch is drawn while this one trains
+    assert ahead.peak == pytest.approx(sum(ahead.learner.values()) + 0.9 * 80 + 1.0)
+
+
+def test_the_embedded_sampler_keeps_its_weights_and_fits_its_cache_to_the_card(qwen):
+    def change(config):
+        config.rollout.engine, config.method.name = Engine.hf, "rl"
+        config.rollout.max_batch, config.rollout.sampling.max_new_tokens = 100_000, 4096
+
+    got = planned(qwen, change)
+    kept = got.learner["weights"] + got.learner["optimiser"]
+    free = 80 - 1.0 - kept - got.rollout["weights"]
+    assert got.rollout["kv cache"] == pytest.approx(free / 3)
+    assert got.peak >= sum(got.learner.values()) + got.rollout["weights"] + 1.0
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("adamw", "float32"), ("adamw", "bfloat16"), ("muon", "float32")])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_moments_are_those_that_torch_makes(name, dtype, rank):
+    config = make_config()
+    config.optim.name, config.model.dtype, config.model.lora.rank = name, Dtype[dtype], rank
+    model = make_model().to(getattr(torch, dtype))
+    if rank:
+        model.requires_grad_(False)
+        add_adapters(model, config.model.lora, 0)
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    optimiser = Optimiser(list(trained.items()), {"model.embed_tokens.weight", "lm_head.weight"}, config.optim, 1)
+    for parameter in trained.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    assert all(parameter.grad is None for parameter in trained.values())
+    states = [moments for part, _ in optimiser._parts for moments in part.state.values()]
+    held = sum(t.nbytes for moments in states for t in moments.values() if t.ndim > 0)
+    number = sum(p.numel() for p in trained.values())
+    width = 4 if rank else BYTES[config.model.dtype]
+    # Norms are vectors: AdamW's under muon, which the plan takes for matrices.
+    assert optimiser_bytes(config, shape_of(model.config), number, width) == pytest.approx(held, rel=0.02)
+
+
+def test_bf16_weights_are_advised_only_where_they_are_frozen():
+    parts = {"weights": 60.0, "optimiser": 10.0}
+    assert judge(80.0, 75.0, parts, lora=True)[1].endswith("Try model.dtype=bfloat16 or a larger parallel.nproc.")
+    full = judge(80.0, 75.0, parts, lora=False)[1]
+    assert full.endswith("Try model.lora.rank=16 with model.dtype=bfloat16, or a larger parallel.nproc.")
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("0.6B", 0.596), ("1.7B", 1.721), ("4B", 4.022), ("8B", 8.191), ("14B", 14.768)]
+)
+def test_published_shapes_have_the_published_number_of_weights(name, billions):
+    assert QWEN3[name].parameters / 1e9 == pytest.approx(billions, abs=0.001)
+    assert shape_of(hf_config(QWEN3[name])) == QWEN3[name]
+
+
+def test_known_hub_names_need_no_network(monkeypatch, qwen):
+    def refuse(*args):
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(shapes, "_cached_folder", lambda name, revision: None)
+    monkeypatch.setattr(shapes, "load_config", refuse)
+    shape, origin = find_shape("Qwen/Qwen3-4B-Instruct-2507")
+    assert shape == QWEN3["4B"] and origin.startswith("published sizes of Qwen3-4B")
+    assert find_shape("Qwen/Qwen3-14B")[0] == QWEN3["14B"]
+    assert shapes.local_shape("Qwen/Qwen3-30B-A3B") is None and shapes.local_shape("other/Qwen3-4B") is None
+    monkeypatch.undo()
+    assert find_shape(qwen) == (QWEN3["0.6B"], "config.json")
+
+
+def test_a_downloaded_config_goes_before_published_sizes(monkeypatch, qwen):
+    monkeypatch.setattr(shapes, "_cached_folder", lambda name, revision: qwen)
+    assert find_shape("Qwen/Qwen3-4B") == (QWEN3["0.6B"], "config.json")
+
+
+def test_other_architectures_are_refused_in_words():
+    from transformers import GPT2Config
+
+    with pytest.raises(OnpolError, match="sizes of gpt2 are not those"):
+        shape_of(GPT2Config())
+
+
+def test_a_larger_tutor_is_counted_as_large_as_it_is(qwen, monkeypatch):
+    monkeypatch.setattr(shapes, "_cached_folder", lambda name, revision: None)
+
+    def tutored(tutor):
+        def change(config):
+            config.method.name, config.method.teacher_coef, config.tutor = "opd", 1.0, tutor
+
+        return planned(qwen, change).learner["frozen models"]
+
+    assert tutored("Qwen/Qwen3-14B") == pytest.approx(4 * QWEN3["14B"].parameters / GIB)
+    assert tutored("a-run-to-come") == pytest.approx(4 * QWEN3["0.6B"].parameters / GIB)
+
+
+def test_names_that_are_no_hub_names_are_simply_not_in_its_cache():
+    assert shapes.local_shape("latest:sft") is None

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from onpol_cli.core.compose import compose
-from onpol_cli.core.config import Config, Engine
+from onpol_cli.core.config import Config, Engine, RowConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.learner import planner, shapes
 from onpol_cli.rollout import vllm_env
 from onpol_cli.stages import doctor_checks as checks
 from onpol_cli.stages.doctor import examine, preflight, require_preflight, row_findings, run_doctor
 from onpol_cli.stages.doctor_checks import Finding, Level
+from onpol_cli.stages.doctor_memory import check_memory, check_precision
 
 
 @pytest.fixture
@@ -283,3 +285,113 @@ def test_the_table_shows_the_remedy(tmp_path: Path, policy_folder: Path, capsys:
     with pytest.raises(RunFailed):
         run_doctor(words, plan=False, as_json=False)
     assert "Use model.max_context=4096." in capsys.readouterr().out
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the hub's cache, and an error for whoever asks it."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(shapes, "_cached_folder", lambda name, revision: None)
+    monkeypatch.setattr(shapes, "load_config", refuse)
+
+
+def test_every_row_of_the_paper_is_planned_without_a_network(
+    no_hub: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_doctor(["experiment=paper"], plan=True, as_json=True, gpu_gib=139.0)
+    shown = json.loads(capsys.readouterr().out)
+    peaks = {row["row"]: row["peak"] for row in shown["rows"]}
+    assert list(peaks) == ["sft", "rsft", "dpo", "rl", "opd-sft", "opd-rl"]
+    assert shown["row"] == "opd-sft" and shown["peak"] == max(peaks.values()) > peaks["rl"] > 1.4 * peaks["sft"]
+    assert shown["sizes"].startswith("published sizes of Qwen3-4B") and shown["parameters"] == 4_022_468_096
+
+
+def test_rows_that_do_not_fit_are_named(no_hub: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunFailed, match=r"80\.0 are there \(rows that do not fit: dpo, rl, opd-sft, opd-rl\)"):
+        run_doctor(["experiment=paper"], plan=True, as_json=False, gpu_gib=80.0)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("rsft", "opd-rl", "does not fit"))
+    with pytest.raises(OnpolError, match="use it with --plan"):
+        run_doctor(["experiment=paper"], plan=False, as_json=False, gpu_gib=80.0)
+
+
+def test_a_method_on_the_command_line_is_planned_alone(no_hub: None, capsys: pytest.CaptureFixture[str]) -> None:
+    run_doctor(["experiment=paper", "method=rl"], plan=True, as_json=True, gpu_gib=139.0)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["method"] == "rl" and [row["method"] for row in shown["rows"]] == ["rl"]
+
+
+def test_a_tutor_that_is_the_base_row_costs_no_second_model_under_adapters() -> None:
+    from onpol_cli.stages.doctor_memory import plan_rows
+
+    words = ["experiment=none", "model.lora.rank=4", "model.path=tiny"]
+    own = compose(words)
+    own.matrix.rows = [
+        RowConfig("base", "base"), RowConfig("sft"),
+        RowConfig("a", "distill student", "base", ["method=opd"]),
+        RowConfig("b", "distill student", "sft", ["method=opd"]),
+    ]  # fmt: skip
+    plans = dict(plan_rows(own, words, 80.0))
+    assert list(plans) == ["sft", "a", "b"]
+    assert plans["a"].learner["frozen models"] == 0 < plans["b"].learner["frozen models"]
+
+
+def test_the_preflight_warns_of_a_plan_beyond_the_gpu(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("method=rl", "learner.micro_tokens=64000")
+    monkeypatch.setattr(planner, "gpu_gib", lambda: None)
+    assert check_memory(config(*words)) == []
+    monkeypatch.setattr(planner, "gpu_gib", lambda: 1.05)
+    found = [finding for finding in preflight(config(*words), "tutor") if finding.check == "memory"]
+    assert [finding.level for finding in found] == [Level.warning]
+    assert "of 1.1 GiB planned for rl (does not fit)" in found[0].message and "learner." in found[0].remedy
+    seen: list[str] = []
+    monkeypatch.setattr("onpol_cli.stages.doctor.LOGGER.warning", lambda text, *args: seen.append(text % args))
+    require_preflight(config(*words), "tutor")  # an estimate only warns
+    assert any(text.startswith("memory: about ") for text in seen)
+    assert check_memory(config(*words, "model.device=cpu")) == []
+    monkeypatch.setattr(planner, "gpu_gib", lambda: 80.0)
+    assert [finding.level for finding in check_memory(config(*words))] == [Level.ok]
+
+
+def test_rows_beyond_the_gpu_are_found_by_doctor(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "gpu_gib", lambda: 80.0)
+    words = ["experiment=paper"]
+    found = [finding.check for finding in row_findings(compose(words), words)]
+    assert found == ["row dpo: memory", "row rl: memory", "row opd-sft: memory", "row opd-rl: memory"]
+
+
+def test_models_that_only_the_hub_knows_are_not_asked_for(
+    config: Callable[..., Config], no_hub: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "gpu_gib", lambda: 8.0)
+    assert check_memory(config("model.path=somebody/something")) == []
+
+
+def test_full_training_of_bf16_weights_at_a_small_rate_is_warned_of(config: Callable[..., Config]) -> None:
+    words = ("model.dtype=bfloat16", "optim.lr=1e-6")
+    found = [finding for finding in preflight(config(*words), "tutor") if finding.check == "precision"]
+    assert [finding.level for finding in found] == [Level.warning]
+    assert "optim.lr=1e-06 are mostly rounded away" in found[0].message
+    assert "learner.autocast=bfloat16" in found[0].remedy
+    for harmless in (("model.lora.rank=8",), ("optim.lr=1e-3",), ("model.dtype=float32",)):
+        assert check_precision(config(*words, *harmless)) == []
+
+
+@pytest.mark.parametrize(("rate", "moved"), [(1e-6, 0.02), (1e-5, 0.16), (1e-4, 0.88)])
+def test_what_bf16_weights_keep_of_small_steps(rate: float, moved: float) -> None:
+    from onpol_cli.core.config import OptimConfig
+    from onpol_cli.learner.optim import Optimiser
+
+    weights = 0.02 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    parameter = torch.nn.Parameter(weights.bfloat16())
+    optimiser = Optimiser([("w", parameter)], [], OptimConfig(lr=rate), 50)
+    for _ in range(50):
+        parameter.grad = torch.ones_like(parameter)
+        optimiser.step()
+    changed = (parameter.detach() != weights.bfloat16()).float().mean()
+    assert float(changed) == pytest.approx(moved, abs=0.03)

@@ -1,6 +1,7 @@
 """Monitors warn once, or stop."""
 
 import logging
+import random
 
 import pytest
 
@@ -49,3 +50,111 @@ def test_warns_once_a_kind(monkeypatch):
     finally:
         LOGGER.removeHandler(handler)
     assert len([text for text in seen if "entropy_floor" in text]) == 1
+
+
+def stopping(limit=None, **settings):
+    return Monitors(MonitorConfig(action=GuardAction.stop, **settings), limit)
+
+
+def run_of(monitors, rows):
+    for step, row in enumerate(rows):
+        monitors.check(step, row)
+
+
+def test_a_collapse_of_entropy_fires_by_default():
+    with pytest.raises(RunFailed, match=r"entropy 0\.0000 .*entropy_floor"):
+        run_of(stopping(), [{"entropy": 0.5}, {"entropy": 0.0}])
+    with pytest.raises(RunFailed, match=r"under 10% of the first step's 0\.5000 .*entropy_share"):
+        run_of(stopping(), [{"entropy": 0.5}, {"entropy": 0.3}, {"entropy": 0.04}])
+    run_of(stopping(), [{"entropy": value} for value in (0.124, 0.06, 0.031, 0.026)])  # the tiny experiment's course
+
+
+@pytest.mark.parametrize(
+    ("usual", "spike"),
+    [
+        ([0.02] * 6, 0.9),  # distillation
+        ([0.002, -0.003, 0.001, -0.002, 0.0, 0.003], -0.4),  # policy gradient: either sign
+        ([2.0, 2.1, 1.9, 2.05, 1.95, 2.0], 9.0),  # cross-entropy: below ten times its median
+    ],
+)
+def test_spikes_of_losses_of_every_size_fire_by_default(usual, spike):
+    monitors = stopping()
+    run_of(monitors, [{"loss/total": value} for value in usual])
+    with pytest.raises(RunFailed, match="loss_spike"):
+        monitors.check(len(usual), {"loss/total": spike})
+
+
+@pytest.mark.parametrize("noise", ["policy gradient", "few informative steps", "cross-entropy of small batches", "ups"])
+def test_ordinary_losses_are_no_spikes(noise):
+    generator = random.Random(noise)
+    draw = {
+        "policy gradient": lambda step: generator.gauss(0.0, 0.01),
+        "few informative steps": lambda step: generator.gauss(0.0, 0.02) if generator.random() < 0.2 else 0.0,
+        "cross-entropy of small batches": lambda step: 0.1 + 2.0 * 0.98**step * generator.uniform(0.5, 1.5),
+        "ups": lambda step: 0.02 + 0.002 * step + generator.gauss(0.0, 0.005),
+    }[noise]
+    for _ in range(50):
+        run_of(stopping(), [{"loss/total": draw(step)} for step in range(200)])
+
+
+def test_an_explosion_of_length_fires_below_the_token_limit():
+    rows = [{"length/mean": 51.0}, {"length/mean": 115.0}]
+    run_of(stopping(), rows)  # 2.3 times the first
+    with pytest.raises(RunFailed, match=r"115 tokens \(limit 128\), 2\.3 x .*length_factor"):
+        run_of(stopping(128), rows)
+    run_of(stopping(128), [{"length/mean": 51.0}, {"length/mean": 105.0}])
+
+
+def test_underpaid_passes_are_counted_among_the_passes():
+    row = {"outcome/passed": 0.2, "reward/pass_below_fail": 0.18}
+    with pytest.raises(RunFailed, match="90% of the passing rollouts"):
+        stopping().check(0, row)
+    stopping().check(0, {"outcome/passed": 0.61, "reward/pass_below_fail": 0.28})  # a tiny run's first step
+
+
+def test_reward_that_rises_while_passes_fall_is_hacked():
+    good = {"reward/mean": -0.1, "outcome/passed": 0.7}
+    hacked = {"reward/mean": 0.2, "outcome/passed": 0.5}
+    with pytest.raises(RunFailed, match=r"passes fell from 70% to 50% .*pass_drop"):
+        run_of(stopping(), [good] * 5 + [hacked] * 5)
+    run_of(stopping(), [good] * 5 + [hacked | {"reward/mean": -0.2}] * 9)  # got worse, honestly
+    run_of(stopping(), [good] * 5 + [hacked | {"outcome/passed": 0.6}] * 9)
+
+
+def test_a_resumed_run_knows_what_the_first_part_was_like():
+    whole = stopping()
+    rows = [{**QUIET, "loss/total": 0.02, "length/mean": 40.0 + 5 * step} for step in range(8)]
+    resumed = stopping()
+    resumed.replay([{"step": -1, "length/mean": 1.0}, *({"step": step, **row} for step, row in enumerate(rows))])
+    run_of(whole, rows)
+    for monitors in (whole, resumed):
+        assert monitors.warned == set()
+        with pytest.raises(RunFailed, match=r"loss 0\.9 "):
+            monitors.check(8, {**rows[-1], "loss/total": 0.9})
+        with pytest.raises(RunFailed, match=r"3\.2 x the first step's"):
+            monitors.check(9, {**rows[-1], "length/mean": 130.0})
+
+
+def test_resuming_feeds_the_logged_steps_to_the_monitors(tmp_path):
+    import torch
+
+    from onpol_cli.core.compose import compose
+    from onpol_cli.learner.learner import Learner
+    from onpol_cli.learner.model import load_model, load_tokenizer
+    from onpol_cli.runs.rundir import RunDir
+    from onpol_cli.training.loop import Parts, restore, save
+
+    config = compose(["model.path=tiny", "model.lora.rank=1"])
+    learner = Learner(load_model(config.model), load_tokenizer("tiny"), config, 3, torch.device("cpu"))
+
+    def parts(run):
+        return Parts(run, None, learner, None, Monitors(config.monitor), 4)
+
+    with RunDir.open(tmp_path / "run", resume=False) as run:
+        for step in range(3):
+            run.log({"step": step, "length/mean": 40.0 + step, "loss/total": 0.5})
+        save(parts(run), 2, 1)
+    with RunDir.open(tmp_path / "run", resume=True) as run:
+        again = parts(run)
+        assert restore(again) == 2
+    assert again.monitors.first == {"length": 40.0} and list(again.monitors.losses) == [0.5, 0.5]
