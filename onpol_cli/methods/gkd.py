@@ -31,7 +31,11 @@ class Gkd(OnPolicy):
         hidden = self.scored(samples, lambda teacher, ids: teacher.hidden(ids))
         return [
             TrainExample(
-                s.prompt_ids, s.completion_ids, div_mask=ones(s) * self.config.teacher_coef, teacher_hidden=row
+                s.prompt_ids,
+                s.completion_ids,
+                div_mask=ones(s) * self.config.teacher_coef,
+                teacher_hidden=row,
+                problem_id=s.problem.problem_id,
             )
             for s, row in zip(samples, hidden, strict=True)
         ]

@@ -70,6 +70,7 @@ class OnPolicy:
             teacher_logprobs=teacher,
             teacher_coef=self.config.teacher_coef if teacher is not None else 0.0,
             reference_logprobs=reference,
+            problem_id=sample.problem.problem_id,
         )
 
     def _references(self, samples: Sequence[Sample]) -> list[Tensor | None]:
@@ -90,6 +91,7 @@ class OnPolicy:
                 sampler_logprobs=sampler_logprobs(sample),
                 div_mask=ones(sample) * self.config.teacher_coef,
                 teacher_hidden=row,
+                problem_id=sample.problem.problem_id,
             )
             for sample, advantage, row in zip(samples, advantages, hidden, strict=True)
         ]
