@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,23 @@ def test_steps_that_are_made_again_are_dropped_first(tmp_path: Path) -> None:
         run.keep_steps_before(2)
         run.log({"step": 2, "again": True})
         assert [row["step"] for row in read_lines(run.path / METRICS)] == [-1, 0, 1, 2]
+
+
+def test_dropping_steps_without_room_is_said_so(tmp_path: Path) -> None:
+    path = make(tmp_path, "one")
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from onpol_cli.runs.rundir import RunDir\n"
+        "from onpol_cli.core.errors import RunFailed\n"
+        "with RunDir.open(Path(sys.argv[1]), resume=True) as run:\n"
+        "    run.log({'step': 0, 'pad': 'x' * 5000})\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "    try: run.keep_steps_before(5)\n"
+        "    except RunFailed as error: sys.exit(f'said: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert done.stderr.startswith(f"said: Cannot write {path / METRICS}: File too large"), done.stderr
+    assert [row["step"] for row in read_lines(path / METRICS)] == [0] and not list(path.glob(".metrics*"))
 
 
 def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_an_error(tmp_path: Path) -> None:
