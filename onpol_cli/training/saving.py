@@ -60,7 +60,7 @@ def save_before_stop(parts: Parts, done: int, saved: int, keep: int) -> str:
             save(parts, done, keep)
     except RunFailed as error:
         return str(error)
-    return f"The state after {done} steps is saved."
+    return f"The state after {done} step{'s' if done > 1 else ''} is saved."
 
 
 def _write_state(folder: Path, learner: Learner) -> None:
