@@ -102,7 +102,7 @@ class Prefetcher(Generic[T]):
         except TimeoutError as error:
             raise RunFailed(
                 f"The next batch was not sampled and graded within {self.timeout_s:.0f} s. Look into the engine's log; "
-                "the last checkpoint is kept, continue with --resume."
+                "--resume goes on from the newest state (run.save_every)."
             ) from error
 
     def close(self) -> None:
