@@ -124,13 +124,21 @@ class RunConfig:
     name: str | None = None
     """Directory name; default `<command>-<method>-<tutor>-s<seed>-<time>`."""
     save_every: int = 0
-    """Steps between resumable states; 0 saves only at the end and on interruption."""
+    """Steps between resumable states; 0 saves only when a signal, a monitor or a non-finite number stops the run.
+    `state/step-N/model` of each is a Hugging Face folder."""
     keep_last: int = 2
-    """Older states beyond this number are deleted."""
+    """Older states beyond this number are deleted; at least 1."""
+    keep_best: bool = True
+    """Keep the weights of the validation with the highest reward (mean over tasks) in `best/`."""
     validate_every: int = 0
     """Steps between validations; 0 never validates."""
     loggers: list[str] = field(default_factory=list)
     """Optional extra loggers: tensorboard, wandb, trackio."""
+
+    def __post_init__(self) -> None:
+        check(self.keep_last >= 1, f"run.keep_last must be >= 1, got {self.keep_last}.")
+        check(self.save_every >= 0, f"run.save_every must be >= 0 (0: only at a stop), got {self.save_every}.")
+        check(self.validate_every >= 0, f"run.validate_every must be >= 0 (0: never), got {self.validate_every}.")
 
 
 @dataclass
@@ -283,7 +291,8 @@ class RolloutConfig:
     dtype: Dtype = Dtype.float32
     """Number format of the sampler's layers; equal to the learner's keeps mismatch low (docs/gpu.md)."""
     max_off_policy_steps: int = 0
-    """1: the next batch is generated while the learner trains on the last one."""
+    """1: the next batch is generated while the learner trains on the last one; states hold it, so that a resumed run
+    goes on with it."""
     gpu_memory: float = 0.45
     """vLLM: share of GPU memory."""
     tensor_parallel: int = 1

@@ -42,6 +42,7 @@ class TrainExample:
         teacher_hidden: [T, H_teacher] teacher states that predict each token; needed with `div_mask`.
         pair: number shared by exactly two examples of a step, one of them `chosen`.
         chosen: the preferred one of its pair.
+        problem_id: of what it answers, for messages and dumps.
     """
 
     prompt_ids: Tokens
@@ -57,6 +58,7 @@ class TrainExample:
     teacher_hidden: Tensor | None = None
     pair: int | None = None
     chosen: bool = False
+    problem_id: str | None = None
 
     def __len__(self) -> int:
         """Tokens of prompt and completion."""

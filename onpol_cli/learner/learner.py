@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onpol_cli.core.config import Config
-from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.batch import TrainExample, check_example, units
 from onpol_cli.learner.forward import IDLE, AnyLayout, Pair, TokenModel, TokenScores
 from onpol_cli.learner.memory import keep_freed_memory
 from onpol_cli.learner.model import real_vocab
+from onpol_cli.learner.nonfinite import NonFinite, Part, described, payload, suspects
 from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count
 from onpol_cli.learner.optim import Optimiser
 from onpol_cli.learner.parallel import join_world, like, whole, whole_state
@@ -43,12 +44,14 @@ class Accumulated:
         counts: global denominators by component.
         sizes: this process's tokens: `real`, `padded`, `computed` by the layers, `predicted`.
         tally: this process's sums behind the metrics.
+        parts: this process's micro-batches with their losses.
     """
 
     examples: list[TrainExample]
     counts: dict[str, float]
     sizes: dict[str, int]
     tally: Tally
+    parts: list[Part]
 
 
 class Learner:
@@ -94,6 +97,7 @@ class Learner:
         self.optimiser = Optimiser(self._trainable(), self._outer_names(), config.optim, total_steps)
         self.work = work_of(self.model, vocab)
         self.dump: Dump | None = None
+        self.random = self._random_state()
 
     def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -118,16 +122,17 @@ class Learner:
 
         Raises:
             OnpolError: an example that no loss can be computed from.
-            RunFailed: a non-finite loss or gradient; the weights are as before the step.
+            NonFinite: a loss or gradient is not; weights and random state are as before the step.
         """
         start = time.perf_counter()
         batch = self.accumulate(examples)
         rate = self.optimiser.rate
         norm = self.optimiser.clip()
-        self._guard(norm, "gradient", batch.examples)
-        self.optimiser.step()
         parts = self.world.gather((batch.tally.plain(), batch.sizes))
         metrics = summarise([plain for plain, _ in parts])
+        self._guard(metrics["loss/total"], "loss", batch.parts)
+        self._guard(float(norm), "gradient", batch.parts)
+        self.optimiser.step()
         total = {name: sum(own[name] for _, own in parts) for name in batch.sizes}
         seconds = time.perf_counter() - start
         flops = self.work.flops(total["computed"], total["predicted"])
@@ -154,8 +159,9 @@ class Learner:
 
         Raises:
             OnpolError: an example that no loss can be computed from.
-            RunFailed: a non-finite loss; gradients are then cleared.
+            NonFinite: a loss is not (with several processes `step` finds it); gradients are then cleared.
         """
+        self.random = self._random_state()
         for number, example in enumerate(examples):
             check_example(example, number)
         kept = self._within_context(examples)
@@ -167,18 +173,21 @@ class Learner:
         counts = {name: sum(own[name] for own, _, _ in everyone) for name in COMPONENTS}
         idle: list[list[int]] = [[] for _ in range(max(number for _, number, _ in everyone) - len(batches))]
         sizes = dict.fromkeys(("real", "padded", "computed", "predicted"), 0) | {"dropped": len(examples) - len(kept)}
+        parts: list[Part] = []
         for batch in batches + idle:
             members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]
             layout = self.engine.lay_out([(e.prompt_ids, e.completion_ids) for e in members])
             part = MicroBatch(members, layout, counts, tally)
             with self.engine.products():
                 loss = self.engine.run(lambda part=part: self.objective(part))  # type: ignore[misc]
-                if self.world.size == 1:  # else one rank would stop alone; the gradient's norm shows it to all
-                    self._guard(loss, "loss", members)
+                found = Part(len(parts) + 1, members, loss.detach())
+                if self.world.size == 1:  # else one rank would stop alone; the step's loss shows it to all
+                    self._guard(float(found.loss), "loss", [found])
                 loss.backward()
             if batch:
                 count_tokens(sizes, layout)
-        return Accumulated(kept, counts, sizes, tally)
+                parts.append(found)
+        return Accumulated(kept, counts, sizes, tally, parts)
 
     def _within_context(self, examples: Sequence[TrainExample]) -> list[TrainExample]:
         """Examples that fit `model.max_context`; a pair goes if either side does not."""
@@ -199,18 +208,29 @@ class Learner:
             f"(longest {max(every, default=0)}, {len(every)} in all). Raise model.max_context or shorten the data."
         )
 
-    def _guard(self, value: Tensor, what: str, examples: Sequence[TrainExample]) -> None:
-        if math.isfinite(float(value.detach())):
+    def _guard(self, value: float, what: str, parts: Sequence[Part]) -> None:
+        """Stop if `value` is not finite, the same on every rank. `parts`: where it may come from."""
+        if math.isfinite(value):
             return
         self.optimiser.zero_grad()
-        step = self.optimiser.steps_done + 1
-        where = ""
-        if self.dump is not None:
-            where = " Dump: " + self.dump({"step": step, "what": what, "examples": list(examples)})
-        raise RunFailed(
-            f"Non-finite {what} ({float(value.detach())}) at step {step} over {len(examples)} sequences.{where} "
+        self._set_random_state(*self.random)
+        step, found = self.optimiser.steps_done + 1, suspects(parts, self.world)
+        text, where = described(found, self.world), ""
+        if self.dump is not None and found:
+            where = f" Dump: {self.dump(payload(step, what, value, found))}."
+        raise NonFinite(
+            f"Non-finite {what} ({value}) at step {step} {text}.{where} "
             "The weights are those before this step; lower optim.lr or look at the dump, then --resume."
         )
+
+    def _random_state(self) -> tuple[Tensor, Tensor | None]:
+        """torch's own generators on the CPU and on this learner's GPU."""
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    def _set_random_state(self, cpu: Tensor, cuda: Tensor | None) -> None:
+        torch.set_rng_state(cpu)
+        if self.device.type == "cuda" and cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
 
     def logprobs(self, sequences: Sequence[Pair]) -> list[Tensor]:
         """Policy log-probs `[T]` of each completion, nats, on the CPU; no gradient."""
@@ -246,11 +266,11 @@ class Learner:
         Whole tensors on the CPU, whatever the number of processes (of which every one must call, those that do not
         need the result with `keep` false, which leaves its tensors out).
         """
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        cpu, cuda = self._random_state()
         return {
             "weights": whole_state(dict(self._trainable()), keep),
             "optimiser": whole_state(self.optimiser.state_dict(), keep),
-            "torch_rng": self.world.gather(torch.get_rng_state()),
+            "torch_rng": self.world.gather(cpu),
             "cuda_rng": self.world.gather(cuda),
         }
 
@@ -264,9 +284,7 @@ class Learner:
                 weights[name].copy_(like(value, weights[name]))
         self.optimiser.load_state_dict(state["optimiser"])
         own = self.world.rank % len(state["torch_rng"])
-        torch.set_rng_state(state["torch_rng"][own])
-        if self.device.type == "cuda" and state["cuda_rng"][own] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"][own], self.device)
+        self._set_random_state(state["torch_rng"][own], state["cuda_rng"][own])
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a plain Hugging Face folder, adapters merged, in `dtype` (default: the weights' own).

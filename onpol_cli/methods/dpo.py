@@ -42,12 +42,14 @@ class Dpo:
         """Two examples per pair, with the reference's log-probs."""
         assert self.context.reference is not None
         pairs = [
-            (sample.ids, number, chosen)
+            (sample, number, chosen)
             for number, pair in enumerate(groups)
             for sample, chosen in zip(pair, (True, False), strict=True)
         ]
-        logprobs = self.context.reference([ids for ids, _, _ in pairs])
+        logprobs = self.context.reference([sample.ids for sample, _, _ in pairs])
         return [
-            TrainExample(*ids, pair=number, chosen=chosen, reference_logprobs=row)
-            for (ids, number, chosen), row in zip(pairs, logprobs, strict=True)
+            TrainExample(
+                *sample.ids, pair=number, chosen=chosen, reference_logprobs=row, problem_id=sample.problem.problem_id
+            )
+            for (sample, number, chosen), row in zip(pairs, logprobs, strict=True)
         ]

@@ -70,6 +70,7 @@ class OnPolicy:
             teacher_logprobs=teacher,
             teacher_coef=self.config.teacher_coef if teacher is not None else 0.0,
             reference_logprobs=reference,
+            problem_id=sample.problem.problem_id,
         )
 
     def _references(self, samples: Sequence[Sample]) -> list[Tensor | None]:
@@ -92,6 +93,7 @@ class OnPolicy:
                 reference_logprobs=reference,
                 div_mask=ones(sample) * self.config.teacher_coef,
                 teacher_hidden=row,
+                problem_id=sample.problem.problem_id,
             )
             for sample, advantage, row, reference in rows
         ]

@@ -25,4 +25,7 @@ class Sft:
 
     def examples(self, groups: Sequence[Group]) -> list[TrainExample]:
         """Weight one on every completion token."""
-        return [TrainExample(s.prompt_ids, s.completion_ids, ce_weights=ones(s)) for s in flat(groups)]
+        return [
+            TrainExample(s.prompt_ids, s.completion_ids, ce_weights=ones(s), problem_id=s.problem.problem_id)
+            for s in flat(groups)
+        ]

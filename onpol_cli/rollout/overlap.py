@@ -56,6 +56,7 @@ class Prefetcher(Generic[T]):
         self.produce, self.version, self.steps, self.ahead, self.timeout_s = produce, version, steps, ahead, timeout_s
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onpol-rollouts")
         self.pending: tuple[int, int, Future[T]] | None = None
+        self.restored: tuple[int, T, int] | None = None
 
     def take(self, step: int) -> Produced[T]:
         """The batch of `step`; starts on the one of `step + 1`.
@@ -63,18 +64,32 @@ class Prefetcher(Generic[T]):
         Raises:
             RunFailed: it was not ready in time.
         """
-        if self.pending is not None and self.pending[0] == step:
+        if self.restored is not None and self.restored[0] == step:
+            _, value, age = self.restored
+            made_with, waited = self.version() - age, False
+        elif self.pending is not None and self.pending[0] == step:
             _, made_with, future = self.pending
             value, waited = self._result(future), False
         else:
             self.settle()
             made_with, waited = self.version(), True
             value = self.produce(step)
-        self.pending = None
+        self.pending = self.restored = None
         now = self.version()
         if self.ahead and step + 1 < self.steps:
             self.pending = (step + 1, now, self.thread.submit(self.produce, step + 1))
         return Produced(value, made_with, now - made_with, waited)
+
+    def waiting(self, step: int) -> tuple[int, T, int] | None:
+        """`step`, its batch and its staleness by now, if that batch is made or being made (then waited for)."""
+        if self.pending is None or self.pending[0] != step:
+            return self.restored if self.restored is not None and self.restored[0] == step else None
+        _, made_with, future = self.pending
+        return step, self._result(future), self.version() - made_with
+
+    def put(self, step: int, value: T, staleness: int) -> None:
+        """Let `take(step)` give `value`, as old as it was in the process that made it."""
+        self.restored = step, value, staleness
 
     def settle(self) -> None:
         """Wait until nothing is being produced: weights must not change under a batch."""
@@ -87,7 +102,7 @@ class Prefetcher(Generic[T]):
         except TimeoutError as error:
             raise RunFailed(
                 f"The next batch was not sampled and graded within {self.timeout_s:.0f} s. Look into the engine's log; "
-                "the last checkpoint is kept, continue with --resume."
+                "--resume goes on from the newest state (run.save_every)."
             ) from error
 
     def close(self) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from onpol_cli.core.errors import OnpolError, RunFailed
@@ -17,13 +18,19 @@ from onpol_cli.core.files import sha256_file
 
 HASHES = "hashes.json"
 STEP = "step-"
+STATE = "learner.pt"
+"""Weights, optimiser and random state: what a resumable state cannot do without."""
+MODEL = "model"
+"""Folder inside a state: its weights as a Hugging Face folder, with hashes of its own."""
+WEIGHTS = ("*.safetensors", "config.json", STATE)
+"""Files that must be listed where they stand: weights of unknown hash are not trusted."""
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Call `fill(temporary)` and put the result at `target` in one rename.
 
     Raises:
-        RunFailed: no space or no permission; `target` is then as it was before.
+        RunFailed: it cannot be written (no space, no permission); `target` is then as it was before.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
@@ -37,13 +44,30 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             os.replace(target, old)
         os.replace(temporary, target)
         _sync(target.parent)
-    except OSError as error:
+    except Exception as error:
+        reason = why_unwritten(error)
+        if reason is None:
+            raise
         raise RunFailed(
-            f"Cannot write checkpoint {target}: {error.strerror or error}. Free space, then repeat with --resume."
+            f"Cannot write checkpoint {target}: {reason}. Free space, then repeat with --resume."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def why_unwritten(error: BaseException) -> str | None:
+    """What the system said when a file could not be written; None if `error` is about something else.
+
+    torch reports a failed write as a RuntimeError about positions that came of it, the Rust libraries (safetensors,
+    tokenizers) as errors of their own that end in the system's words and number.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return why_unwritten(error.__context__) if "inline_container" in str(error) else None
+    told = re.search(r"([^:]+) \(os error \d+\)", str(error))
+    return told.group(1).strip() if told else None
 
 
 def leftovers(target: Path) -> list[Path]:
@@ -53,7 +77,7 @@ def leftovers(target: Path) -> list[Path]:
 
 def seal(folder: Path) -> None:
     """Hash every file of `folder` into hashes.json and sync all to disk."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file() and item.name != HASHES)
+    files = sorted(item for item in folder.rglob("*") if item.is_file() and item != folder / HASHES)
     hashes = {str(item.relative_to(folder)): sha256_file(item) for item in files}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
     for item in [*files, folder / HASHES]:
@@ -61,24 +85,45 @@ def seal(folder: Path) -> None:
         _sync(item)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, needs: Sequence[str] = ()) -> None:
     """Check `folder` against its hashes.
 
+    Args:
+        folder: a state, or a model folder that was sealed.
+        needs: files that must be among the hashed ones. Weights that stand in `folder` must be in any case.
+
     Raises:
-        OnpolError: a file is missing or differs; the message names it.
+        OnpolError: a file is missing, unlisted, unreadable or differs; the message names it.
     """
+    hashes = _hashes(folder)
+    present = [item.name for pattern in WEIGHTS for item in sorted(folder.glob(pattern))]
+    for name in (*needs, *present):
+        if name not in hashes:
+            raise OnpolError(f"Checkpoint {folder}: {HASHES} does not list {name}, it is damaged. Use an earlier one.")
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise OnpolError(f"Checkpoint {folder}: {name} is missing. Use an earlier one.")
+        try:
+            found = sha256_file(folder / name)
+        except OSError as error:
+            raise OnpolError(f"Checkpoint {folder}: {name} cannot be read ({error.strerror}).") from error
+        if found != expected:
+            raise OnpolError(f"Checkpoint {folder}: {name} does not match its hash (truncated or damaged).")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Hash by file name."""
     file = folder / HASHES
     if not file.is_file():
         raise OnpolError(f"Checkpoint {folder} has no {HASHES}: it was not finished. Use an earlier one.")
     try:
-        hashes = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise OnpolError(f"Checkpoint {folder}: {HASHES} is damaged. Use an earlier one.") from error
-    for name, expected in hashes.items():
-        if not (folder / name).is_file():
-            raise OnpolError(f"Checkpoint {folder}: {name} is missing. Use an earlier one.")
-        if sha256_file(folder / name) != expected:
-            raise OnpolError(f"Checkpoint {folder}: {name} does not match its hash (truncated or damaged).")
+        hashes = json.loads(file.read_bytes())
+        sound = isinstance(hashes, dict) and bool(hashes)
+    except (ValueError, OSError):  # ValueError: no JSON, or bytes that are no text
+        sound = False
+    if not sound:
+        raise OnpolError(f"Checkpoint {folder}: {HASHES} is damaged. Use an earlier one.")
+    return dict(hashes)
 
 
 def step_folder(state: Path, step: int) -> Path:
@@ -90,7 +135,8 @@ def steps_saved(state: Path) -> list[int]:
     """Steps with a state folder, ascending. Unverified."""
     if not state.is_dir():
         return []
-    return sorted(int(item.name.removeprefix(STEP)) for item in state.iterdir() if item.name.startswith(STEP))
+    names = (item.name.removeprefix(STEP) for item in state.iterdir() if item.name.startswith(STEP))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def latest_valid(state: Path) -> tuple[int, Path] | None:
@@ -106,7 +152,7 @@ def latest_valid(state: Path) -> tuple[int, Path] | None:
     for step in reversed(steps):
         folder = step_folder(state, step)
         try:
-            verify(folder)
+            verify(folder, [STATE])
         except OnpolError as error:
             reason = str(error)
             LOGGER.warning("%s Trying the state before it.", error)
@@ -117,9 +163,18 @@ def latest_valid(state: Path) -> tuple[int, Path] | None:
     return None
 
 
-def prune(state: Path, keep: int) -> None:
-    """Delete all but the newest `keep` states."""
-    for step in steps_saved(state)[: -keep if keep else None]:
+def prune(state: Path, keep: int, newest: int | None = None) -> None:
+    """Delete all but the last `keep` states.
+
+    Args:
+        state: folder of states.
+        keep: at least 1.
+        newest: step of the state just written. Those after it are damaged ones that a resume has passed over.
+    """
+    assert keep >= 1
+    steps = steps_saved(state)
+    over = [step for step in steps if newest is not None and step > newest]
+    for step in over + [step for step in steps if step not in over][:-keep]:
         shutil.rmtree(step_folder(state, step), ignore_errors=True)
 
 

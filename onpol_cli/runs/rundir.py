@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.core.files import write_json
+from onpol_cli.core.files import write_atomic, write_json
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
@@ -100,9 +100,7 @@ class RunDir:
         """Drop metric lines of `step` and later: they are about to be made again."""
         kept = [row for row in read_lines(self.path / METRICS) if int(row.get("step", -1)) < step]
         self._close(METRICS)
-        temporary = self.path / f".{METRICS}"
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path / METRICS)
+        write_atomic(self.path / METRICS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     def _close(self, file: str) -> None:
         if file in self._files:

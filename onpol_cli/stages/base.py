@@ -97,11 +97,12 @@ def _train(run: RunDir, config: Config, stack: ExitStack) -> None:
     from onpol_cli.methods.registry import build_method
     from onpol_cli.sandbox import Sandbox
     from onpol_cli.stages.progress import StepReporter
-    from onpol_cli.stages.train import finish
+    from onpol_cli.stages.train import dump_to, finish
     from onpol_cli.training.loop import Parts, train
     from onpol_cli.training.monitors import Monitors
 
     learner, chat, tokenizer, folder = make_model(run, config)
+    learner.dump = dump_to(run, learner.world)
     pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
     source = StreamSource(config, chat, pool)
     sandbox = stack.enter_context(Sandbox(config.sandbox))

@@ -5,6 +5,7 @@ Owns the wiring that several commands share. Everything heavy is imported inside
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from onpol_cli.core.types import Problem
 from onpol_cli.learner.chat import Chat
 from onpol_cli.learner.parallel import ALONE, World, join_world
 from onpol_cli.runs.lookup import RunInfo, find_run, list_runs
-from onpol_cli.stages.session import runs_root
+from onpol_cli.stages.session import follower, runs_root
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +48,20 @@ class Checkpoint:
         """An entry of the run's manifest."""
         return self.run.manifest.get(name, default) if self.run else default
 
+    @property
+    def name(self) -> str | None:
+        """The run's name, with `-best` or `-step-N` for other weights than its last; None for foreign folders."""
+        if self.run is None:
+            return None
+        folder = Path(self.path).resolve()
+        place = folder.name if _step(folder) is None else folder.parent.name
+        return self.run.name if place == "checkpoint" else f"{self.run.name}-{place}"
+
 
 def find_checkpoint(spec: str, config: Config) -> Checkpoint:
     """The checkpoint that `spec` names: `tiny`, a model folder, a run, `latest:<method>`, or a hub name.
+
+    A run's model folders are `checkpoint`, `best` and `state/step-N/model`.
 
     Raises:
         OnpolError: nothing fits; the message lists near names.
@@ -65,20 +77,44 @@ def find_checkpoint(spec: str, config: Config) -> Checkpoint:
         info = find_run(spec, runs_root(config))
         if not info.has_checkpoint:
             raise OnpolError(
-                f"Run {info.name} has no finished checkpoint (status: {info.status}). Finish it with --resume."
+                f"Run {info.name} has no finished checkpoint (status: {info.status}). Finish it with --resume"
+                f"{_instead(info.path)}."
             )
         return Checkpoint(str(info.path / "checkpoint"), info, str(info.manifest.get("label", info.name)))
     return Checkpoint(resolve_model_path(spec), None, spec)
 
 
+def _instead(run: Path) -> str:
+    """What else of an unfinished run could be taken: its best weights, else those of its newest state."""
+    from onpol_cli.runs.checkpoint import MODEL, step_folder, steps_saved
+
+    folders = [run / "best", *(step_folder(run / "state", step) / MODEL for step in steps_saved(run / "state")[::-1])]
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return f", or name a folder of it: {found}" if found else ""
+
+
 def _owner(folder: Path) -> RunInfo | None:
-    parent = folder.resolve().parent
-    return find_run(str(parent), parent) if (parent / "manifest.json").is_file() else None
+    """The run whose `checkpoint`, `best` or `state/step-N/model` the folder is."""
+    folder = folder.resolve()
+    run = folder.parents[2] if _step(folder) is not None else folder.parent
+    return find_run(str(run), run) if (run / "manifest.json").is_file() else None
+
+
+def _step(folder: Path) -> int | None:
+    """Steps behind a state's model folder; None for any other."""
+    found = re.search(r"/state/step-(\d+)/model$", folder.as_posix())
+    return int(found.group(1)) if found else None
 
 
 def _owner_label(folder: Path) -> str:
     owner = _owner(folder)
-    return str(owner.manifest.get("label", folder.name)) if owner else folder.name
+    if owner is None:
+        return folder.name
+    label, step = str(owner.manifest.get("label", folder.name)), _step(folder.resolve())
+    if folder.resolve().name == "best":
+        step = (owner.manifest.get("best") or {}).get("step", "?")
+        return f"{label} best (step {step})"
+    return label if step is None else f"{label} step {step}"
 
 
 def tutors_found(config: Config) -> list[str]:
@@ -97,11 +133,31 @@ def require_tutor(config: Config) -> str:
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
-    """Check a checkpoint of ours against its hashes before anything uses it."""
+    """Check a checkpoint of ours against its hashes before anything uses it.
+
+    Raises:
+        OnpolError: it is damaged.
+    """
     from onpol_cli.runs.checkpoint import HASHES, verify
 
-    if (Path(checkpoint.path) / HASHES).is_file():
-        verify(Path(checkpoint.path))
+    if (Path(checkpoint.path) / HASHES).is_file() or checkpoint.run is not None:
+        verify(Path(checkpoint.path), ["config.json"])
+
+
+def verify_all(config: Config, tutors: Mapping[str, Checkpoint]) -> None:
+    """Check tutors and the start (which is the reference too), each once; with several processes the first does it.
+
+    Raises:
+        OnpolError: one is damaged.
+    """
+    if follower():
+        return
+    found = {checkpoint.path: checkpoint for checkpoint in tutors.values()}
+    if not config.model.random_weights:
+        start = find_checkpoint(config.model.path, config)
+        found[start.path] = start
+    for checkpoint in found.values():
+        verify_checkpoint(checkpoint)
 
 
 def model_hash(path: str) -> str | None:

@@ -53,7 +53,8 @@ def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[Completi
     steps = steps_of(bench.config, len(bench.problems))
     if bench.config.rollout.max_off_policy_steps:
         engine = bench.engine
-        source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s)
+        problems = [problem for problem, _ in bench.problems]
+        source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s, problems)
     return source, steps
 
 

@@ -23,8 +23,10 @@ from onpol_cli.stages.session import runs_root
 
 HEADROOM = 3.0
 """Free space that a run wants, in copies of the final weights: checkpoint, a state being written, its predecessor."""
-OPTIMISER_COPIES = 6.0
-"""A resumable state in copies of bf16 weights: float32 weights and two float32 moments."""
+STATE_COPIES = 7.0
+"""A resumable state in copies of bf16 weights: float32 weights, two float32 moments, and the model folder."""
+BEST_COPIES = 2.0
+"""The best weights and their successor being written."""
 
 
 class Level(StrEnum):
@@ -227,7 +229,8 @@ def check_disk(config: Config) -> list[Finding]:
     free = shutil.disk_usage(place).free / 1e9
     weights = weights_gb(config)
     saves = config.run.keep_last + 1 if config.run.save_every else 1
-    needed = weights * (HEADROOM + saves * OPTIMISER_COPIES)
+    best = BEST_COPIES if config.run.validate_every and config.run.keep_best else 0.0
+    needed = weights * (HEADROOM + saves * STATE_COPIES + best)
     message = f"{free:.1f} GB free at {place}, about {max(needed, 0.1):.1f} GB wanted per run"
     if free < needed:
         return [failure("disk", message, "Free space (onpol runs prune --states --yes) or choose paths.runs=DIR.")]

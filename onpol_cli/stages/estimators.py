@@ -93,6 +93,7 @@ def run_estimators(overrides: Sequence[str], *, dry_run: bool, as_json: bool) ->
     tutor = build.find_checkpoint(build.require_tutor(config), config)
     if dry_run:
         return show_json({"config": as_dict(config), "dry_run": True}) if as_json else show_text(to_yaml(config))
+    build.verify_all(config, {"": tutor})
     with ExitStack() as stack:
         frozen = freeze(config, tutor, stack)
         rows = measure(frozen, config)

@@ -115,6 +115,8 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
         else:
             source = build.find_checkpoint(request.model or config.model.path, config)
             build.verify_checkpoint(source)
+            if config.eval.kl:
+                build.verify_checkpoint(build.find_checkpoint(config.model.path, config))  # what distances start from
             for task in tasks:
                 task.problems("test")
             label, facts = source.label, model_facts(source, config)
@@ -216,8 +218,8 @@ def _limited(problems: Sequence[Any], config: Config) -> Sequence[Any]:
 
 
 def _slug(label: str, source: Any) -> str:
-    if isinstance(source, build.Checkpoint) and source.run is not None:
-        return source.run.name
+    if isinstance(source, build.Checkpoint) and source.name is not None:
+        return source.name
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in label)
 
 

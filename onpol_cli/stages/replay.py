@@ -92,6 +92,7 @@ def prepare(config: Config) -> tuple[Method, Learner, Mapping[str, Any]]:
     policy = build.policy_config(config)
     tokenizer, chat = build.tokenizer_and_chat(policy.path)
     tutors = find_tutors(config, needs_teacher(config.method))
+    build.verify_all(config, tutors)
     learner, teachers, reference = make_models(
         config, tokenizer, 1, tutors, lambda tutor: build.load_teacher(tutor, config, policy.path)
     )
@@ -107,14 +108,14 @@ def load_policy(learner: Learner, state: Path, step: int, start: Mapping[str, An
     """Give the learner the weights that sampled `step`, if the run kept them; says which ones it has now."""
     import torch
 
-    from onpol_cli.runs.checkpoint import step_folder, verify
+    from onpol_cli.runs.checkpoint import STATE, step_folder, verify
 
     folder = step_folder(state, step)
     if step == 0 or not folder.is_dir():
         learner.model.load_state_dict(start)
         return "exact" if step == 0 else "start"
-    verify(folder)
-    weights = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)["weights"]
+    verify(folder, [STATE])
+    weights = torch.load(folder / STATE, map_location="cpu", weights_only=True)["weights"]
     own = dict(learner.model.named_parameters())
     if weights.keys() - own.keys():
         raise OnpolError(f"{folder} holds weights of another model than model.path={learner.config.model.path}.")

@@ -89,8 +89,7 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     check_method(config.method)
     require_preflight(config, role)
     tutors = find_tutors(config, needs_teacher(config.method))
-    for checkpoint in tutors.values():
-        build.verify_checkpoint(checkpoint)
+    build.verify_all(config, tutors)
     facts, short = _facts(config, role, tutors)
     verb = "train" if role == "tutor" else "distill"
     world = join_world(config.parallel, pick_device(config.model))
@@ -140,7 +139,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     first = bench.learner.world.rank == 0
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
     run.update_manifest(planned_steps=steps)
-    bench.learner.dump = dump_to(run)
+    bench.learner.dump = dump_to(run, bench.learner.world)
     run.resumed = bench.learner.world.agreed(lambda: run.resumed)  # only the first process knows what it found
     measure_noise(run, bench)
     bench.rest()
@@ -336,14 +335,22 @@ def measure_noise(run: RunDir, bench: Workbench) -> None:
     run.update_manifest(noise_floor=noise_floor(bench.sample(canary_prompts(bench)), bench.learner.logprobs))
 
 
-def dump_to(run: RunDir) -> Callable[[dict[str, Any]], str]:
-    """Where a non-finite step leaves its examples."""
+def dump_to(run: RunDir, world: World) -> Callable[[dict[str, Any]], str]:
+    """Where a non-finite step leaves its examples: a file for each process that has some."""
 
     def dump(payload: dict[str, Any]) -> str:
         import torch
 
-        path = run.path / f"dump-step-{payload['step']}.pt"
-        torch.save(payload, path)
+        from onpol_cli.runs.checkpoint import why_unwritten
+
+        rank = f"-rank-{world.rank}" if world.size > 1 else ""
+        path = run.path / f"dump-step-{payload['step']}{rank}.pt"
+        try:
+            with path.open("wb") as file:
+                torch.save(payload, file)
+        except (OSError, RuntimeError) as error:
+            path.unlink(missing_ok=True)
+            return f"none, {path} cannot be written ({why_unwritten(error) or error})"
         return str(path)
 
     return dump

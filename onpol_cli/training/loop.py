@@ -1,27 +1,25 @@
 """The training loop: completions -> signals -> one optimiser step -> weight sync -> one line of metrics.
 
 It knows no method, engine or task: those arrive as parts. Owns stepping, timing, the budget ledger,
-saving, resuming and stopping.
+when to save and when to stop; `saving` owns what is written.
 """
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from onpol_cli.core.config import RunConfig
-from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.learner.learner import Learner
+from onpol_cli.learner.nonfinite import NonFinite
 from onpol_cli.methods.base import Group, Method, flat
-from onpol_cli.runs.checkpoint import latest_valid, prune, step_folder, write_folder
-from onpol_cli.runs.rundir import METRICS, RunDir, read_lines
+from onpol_cli.runs.rundir import RunDir
 from onpol_cli.training.interrupt import Interrupted, StopRequest
 from onpol_cli.training.monitors import Monitors
+from onpol_cli.training.saving import restore, save, save_before_stop, save_best
 from onpol_cli.training.sources import CompletionSource, Metrics
 
 
@@ -58,25 +56,35 @@ def train(parts: Parts, config: RunConfig) -> None:
 
     Raises:
         Interrupted: stopped by a signal, after saving.
-        RunFailed: a monitor, the learner or the engine gave up; earlier states are kept.
+        RunFailed: a monitor or a non-finite number stopped the run, after saving; or something broke, and the states
+            saved before are kept.
     """
-    first = restore(parts)
+    first = saved = restore(parts)
     if parts.sync is not None and first > 0:
         parts.sync()
     with StopRequest() as stop:
         for step in range(first, parts.steps):
-            metrics, groups = one_step(parts, step)
+            try:
+                metrics, groups = one_step(parts, step)
+            except NonFinite as error:  # on every process alike, before the update
+                raise RunFailed(f"{error} {save_before_stop(parts, step, saved, config.keep_last)}") from error
             done = step + 1
             if parts.learner.world.size > 1:
                 stop.asked = any(parts.learner.world.gather(stop.asked))
             if parts.validate is not None and _due(done, config.validate_every, parts.steps):
                 metrics |= parts.validate(done)
+                if config.keep_best:
+                    save_best(parts, done, metrics)
             if parts.rank == 0:
                 parts.run.log({"step": step, **metrics})
             parts.on_step(step, metrics, groups)
-            parts.monitors.check(step, metrics)
+            try:
+                parts.monitors.check(step, metrics)
+            except RunFailed as error:
+                raise RunFailed(f"{error} {save_before_stop(parts, done, saved, config.keep_last)}") from error
             if stop.asked or _due(done, config.save_every, parts.steps):
                 save(parts, done, config.keep_last)
+                saved = done
             if stop.asked and done < parts.steps:
                 raise Interrupted(f"Stopped after step {done} of {parts.steps}. Go on with --resume.")
 
@@ -102,10 +110,6 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
     metrics = trained | reduce_metrics([of for of, _ in everyone], [count for _, count in everyone])
     if metrics.get("time/generate", 0.0) > 0:
         metrics["rate/generated_tokens_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
-    if not math.isfinite(metrics.get("loss/total", 0.0)):
-        raise RunFailed(
-            f"The loss of step {step} is not finite. Lower optim.lr or look at the dump in {parts.run.path}."
-        )
     return metrics, groups
 
 
@@ -144,40 +148,6 @@ def _reduced(name: str, held: Sequence[tuple[float, int]]) -> float:
 
 def _due(done: int, every: int, steps: int) -> bool:
     return every > 0 and (done % every == 0 or done == steps)
-
-
-def save(parts: Parts, done: int, keep: int) -> None:
-    """Write the state after `done` steps, whole or not at all, and prune older ones."""
-    state = parts.learner.state_dict(keep=parts.rank == 0)
-    if parts.rank == 0:
-        write_folder(step_folder(parts.run.state, done), lambda folder: _write_state(folder, state))
-        prune(parts.run.state, keep)
-
-
-def _write_state(folder: Path, state: dict[str, object]) -> None:
-    import torch
-
-    torch.save(state, folder / "learner.pt")
-
-
-def restore(parts: Parts) -> int:
-    """Load the newest whole state; returns the number of steps already done."""
-    if not parts.run.resumed:
-        return 0
-    import torch
-
-    found = parts.learner.world.agreed(lambda: latest_valid(parts.run.state))
-    done = found[0] if found else 0
-    if found:
-        # Mapped where everything goes to a GPU anyway: the processes of a host then share one copy of the file.
-        mapped = parts.learner.device.type == "cuda"
-        state = torch.load(found[1] / "learner.pt", map_location="cpu", weights_only=True, mmap=mapped)
-        parts.learner.load_state_dict(state)
-        LOGGER.info("resumed after step %d from %s", done, found[1])
-    if parts.rank == 0:
-        parts.run.keep_steps_before(done)
-    parts.monitors.replay(parts.learner.world.agreed(lambda: list(read_lines(parts.run.path / METRICS))))
-    return done
 
 
 def peak_memory_mb() -> float:

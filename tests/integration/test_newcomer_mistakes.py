@@ -52,6 +52,8 @@ MISTAKES = [
     ("train tutor seed = 1", "'seed = 1': no spaces around '='. Write key=value, for example seed=1 or method=rl."),
     ("train tutor seed=one", "seed=one is not a whole number."),
     ("train tutor optim.lr=-1", "optim.lr must be >= 0, got -1.0."),
+    ("train tutor run.keep_last=0", "run.keep_last must be >= 1, got 0."),
+    ("train tutor run.keep_last=-1", "run.keep_last must be >= 1, got -1."),
     ("train tutor method=RL", f"No method named 'RL'. Did you mean method=rl? Choices: {METHODS}."),
     (
         "train tutor rollout.engine=vlm",

@@ -198,6 +198,26 @@ def test_frozen_models_are_sharded_like_the_policy(tmp_path, words):
         assert [row[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-5, abs=1e-7)
 
 
+def test_a_nonfinite_step_of_several_processes_stops_all_with_a_dump_each_and_the_state_before(tmp_path):
+    """A rate that leaves no sound weight: the loss of the second step is none."""
+    import torch
+
+    from onpol_cli.runs.checkpoint import verify
+
+    words = [sys.executable, "-m", "onpol_cli.cli", "train", "tutor", f"paths.runs={tmp_path}", "run.name=run"]
+    words += ["method=sft", "method.steps=3", "method.epochs=0", "method.batch=4", "task.problems=16"]
+    words += ["learner.threads=1", "sandbox.workers=1", "parallel.nproc=2", "optim.lr=1e30", "optim.warmup=0.0"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "at step 2 over 4 sequences in 2 micro-batches (problems" in done.stderr
+    assert "The state after 1 step is saved." in done.stderr
+    names = [f"dump-step-2-rank-{rank}.pt" for rank in (0, 1)]
+    assert sorted(file.name for file in (tmp_path / "run").glob("dump-*")) == names
+    dumps = [torch.load(tmp_path / "run" / name, weights_only=True)["problem_ids"] for name in names]
+    assert all(len(ids) == 2 for ids in dumps) and not set(dumps[0]) & set(dumps[1])
+    verify(tmp_path / "run" / "state" / "step-0000001", ["learner.pt"])
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_run_of_four_processes_goes_on_in_fewer(tmp_path, nproc):

@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from onpol_cli.core.config import Dtype, LoraConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.learner.batch import TrainExample
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import add_adapters
+from onpol_cli.learner.nonfinite import NonFinite, Part, described, suspects
+from onpol_cli.learner.parallel import ALONE
 from onpol_cli.learner.scorer import BaseScorer, LocalScorer
 from onpol_cli.learner.throughput import matmul_peak, rates, work_of
 
@@ -156,6 +159,48 @@ def test_nonfinite_loss_stops_with_step_and_dump_and_leaves_weights():
     assert seen[0]["step"] == 2
     assert all(torch.equal(before[name], p) for name, p in learner.model.named_parameters())
     assert all(p.grad is None for p in learner.model.parameters())
+
+
+def test_a_nonfinite_step_names_its_problems_and_its_micro_batch():
+    config = make_config("sft")
+    config.learner.micro_tokens = 1  # a micro-batch each
+    learner = make_learner("sft", config=config)
+    examples = make_examples("sft")
+    for number, example in enumerate(examples):
+        example.problem_id = f"p{number}"
+    examples[1].ce_weights[:] = float("inf")
+    seen = []
+    learner.dump = lambda facts: seen.append(facts) or "somewhere"
+    with pytest.raises(NonFinite, match=r"over 1 sequences in micro-batch \d+ \(problems p1\)\. Dump: somewhere\. The"):
+        learner.step(examples)
+    held = io.BytesIO()
+    torch.save(seen[0], held)
+    held.seek(0)
+    dump = torch.load(held, weights_only=True)
+    (part,) = dump["micro_batches"]
+    assert dump["problem_ids"] == ["p1"] and part["examples"][0]["problem_id"] == "p1"
+    assert not math.isfinite(part["loss"]) and part["examples"][0]["completion_ids"] == examples[1].completion_ids
+
+
+def test_many_problems_are_counted():
+    parts = [Part(number, [TrainExample([1], [2], problem_id=f"p{number}")], torch.tensor(1.0)) for number in range(7)]
+    assert described(parts, ALONE) == "over 7 sequences in 7 micro-batches (problems p0, p1, p2, p3, p4 and 2 more)"
+    assert suspects(parts, ALONE) == parts, "a gradient alone that is not finite says nothing of where"
+
+
+def test_a_nonfinite_step_leaves_the_random_state():
+    config = make_config("sft")
+    model = add_dropout(make_model(dtype=torch.float32))
+    learner = make_learner("sft", config=config, model=model, dtype=torch.float32)
+    examples = make_examples("sft")
+    before = torch.get_rng_state()
+    learner.step(examples)
+    assert not torch.equal(torch.get_rng_state(), before), "dropout draws"
+    examples[-1].ce_weights[:] = float("nan")
+    before = torch.get_rng_state()
+    with pytest.raises(NonFinite):
+        learner.step(examples)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def add_dropout(model):

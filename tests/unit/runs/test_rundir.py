@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.runs.checkpoint import latest_valid, prune, step_folder, steps_saved, verify, write_folder
+from onpol_cli.runs.checkpoint import latest_valid, prune, seal, step_folder, steps_saved, verify, write_folder
 from onpol_cli.runs.lookup import find_run, list_runs
 from onpol_cli.runs.manifest import hardware, provenance, versions
 from onpol_cli.runs.rundir import LOCK, METRICS, RunDir, is_locked, last_line, read_lines, read_manifest
@@ -82,6 +84,23 @@ def test_steps_that_are_made_again_are_dropped_first(tmp_path: Path) -> None:
         run.keep_steps_before(2)
         run.log({"step": 2, "again": True})
         assert [row["step"] for row in read_lines(run.path / METRICS)] == [-1, 0, 1, 2]
+
+
+def test_dropping_steps_without_room_is_said_so(tmp_path: Path) -> None:
+    path = make(tmp_path, "one")
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from onpol_cli.runs.rundir import RunDir\n"
+        "from onpol_cli.core.errors import RunFailed\n"
+        "with RunDir.open(Path(sys.argv[1]), resume=True) as run:\n"
+        "    run.log({'step': 0, 'pad': 'x' * 5000})\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "    try: run.keep_steps_before(5)\n"
+        "    except RunFailed as error: sys.exit(f'said: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert done.stderr.startswith(f"said: Cannot write {path / METRICS}: File too large"), done.stderr
+    assert [row["step"] for row in read_lines(path / METRICS)] == [0] and not list(path.glob(".metrics*"))
 
 
 def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_an_error(tmp_path: Path) -> None:
@@ -188,11 +207,108 @@ def test_damage_is_found(tmp_path: Path, damage, text: str) -> None:  # type: ig
 
 def test_the_newest_whole_state_is_taken_and_older_ones_pruned(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        write_folder(step_folder(tmp_path, step), lambda folder: (folder / "s").write_bytes(b"state") and None)
-    (step_folder(tmp_path, 3) / "s").write_bytes(b"torn")
+        write_folder(step_folder(tmp_path, step), lambda folder: (folder / "learner.pt").write_bytes(b"state") and None)
+    (step_folder(tmp_path, 3) / "learner.pt").write_bytes(b"torn")
     found = latest_valid(tmp_path)
     assert found is not None and found[0] == 2
     prune(tmp_path, 1)
     assert steps_saved(tmp_path) == [3] and latest_valid(tmp_path / "none") is None
     with pytest.raises(OnpolError, match="No usable state"):
         latest_valid(tmp_path)
+
+
+def high_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x80
+    file.write_bytes(content)
+
+
+def without_state(file: Path) -> None:
+    hashes = json.loads(file.read_text())
+    del hashes["learner.pt"]
+    file.write_text(json.dumps(hashes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (high_bit, "hashes.json is damaged"),
+        (lambda file: file.write_text("[]"), "hashes.json is damaged"),
+        (lambda file: file.write_text("{}"), "hashes.json is damaged"),
+        (lambda file: file.write_text("7"), "hashes.json is damaged"),
+        (lambda file: file.write_text(""), "hashes.json is damaged"),
+        (without_state, "does not list learner.pt"),
+        (lambda file: file.write_text(file.read_text().replace("learner", "mearner")), "does not list learner.pt"),
+    ],
+)
+def test_of_damaged_hashes_the_state_before_is_offered(tmp_path: Path, damage, text: str) -> None:  # type: ignore[no-untyped-def]
+    def fill(folder: Path) -> None:
+        (folder / "learner.pt").write_bytes(b"state")
+        (folder / "other").write_bytes(b"more")
+
+    for step in (1, 2):
+        write_folder(step_folder(tmp_path, step), fill)
+    damage(step_folder(tmp_path, 2) / "hashes.json")
+    with pytest.raises(OnpolError, match=text):
+        verify(step_folder(tmp_path, 2), ["learner.pt"])
+    found = latest_valid(tmp_path)
+    assert found is not None and found[0] == 1
+
+
+def test_a_state_without_its_main_file_is_none(tmp_path: Path) -> None:
+    write_folder(step_folder(tmp_path, 1), lambda folder: (folder / "other").write_bytes(b"more") and None)
+    with pytest.raises(OnpolError, match="No usable state"):
+        latest_valid(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_weights_that_are_not_listed_are_not_trusted(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path / "c", lambda folder: (folder / "tokenizer.json").write_bytes(b"good") and None)
+    verify(tmp_path / "c")
+    (tmp_path / "c" / name).write_bytes(b"from elsewhere")
+    with pytest.raises(OnpolError, match=f"does not list {name}"):
+        verify(tmp_path / "c")
+
+
+def test_a_model_inside_a_state_has_hashes_of_its_own_that_the_state_covers(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "learner.pt").write_bytes(b"state")
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        seal(folder / "model")
+
+    write_folder(tmp_path / "s", fill)
+    verify(tmp_path / "s")
+    verify(tmp_path / "s" / "model", ["config.json"])
+    (tmp_path / "s" / "model" / "hashes.json").write_text("{}")
+    with pytest.raises(OnpolError, match=r"model/hashes\.json does not match"):
+        verify(tmp_path / "s")
+
+
+def test_pruning_never_takes_the_state_just_written(tmp_path: Path) -> None:
+    """A damaged state that a resume has passed over is newer by its number only."""
+    for step in (2, 3, 7):
+        write_folder(step_folder(tmp_path, step), lambda folder: (folder / "learner.pt").write_bytes(b"s") and None)
+    (tmp_path / "step-old").mkdir()  # a person's own folder is no state
+    prune(tmp_path, 1, newest=3)
+    assert steps_saved(tmp_path) == [3] and (tmp_path / "step-old").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (Exception("File too large (os error 27)"), "File too large"),
+        (Exception("Error while serializing: I/O error: Disk quota exceeded (os error 122)"), "Disk quota exceeded"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (KeyError("lm_head.weight"), None),
+    ],
+)
+def test_only_failed_writes_are_called_so(tmp_path: Path, error: Exception, reason: str | None) -> None:
+    def broken(folder: Path) -> None:
+        raise error
+
+    kind, text = (RunFailed, f": {reason}\\. Free space") if reason else (type(error), ".")
+    with pytest.raises(kind, match=text) as caught:
+        write_folder(tmp_path / "c", broken)
+    assert (caught.value.__cause__ if reason else caught.value) is error and list(tmp_path.iterdir()) == []

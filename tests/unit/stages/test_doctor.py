@@ -127,6 +127,20 @@ def test_too_little_space_is_an_error(config: Callable[..., Config], monkeypatch
     assert found.level is Level.error and "runs prune" in found.remedy
 
 
+def test_the_space_wanted_counts_states_with_their_models_and_the_best(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "weights_gb", lambda _: 1.0)
+
+    def wanted(*words: str) -> float:
+        return float(checks.check_disk(config(*words))[0].message.split("about ")[1].split(" GB")[0])
+
+    assert wanted() == 3 + 7, "checkpoint, and the state of an interruption"
+    assert wanted("run.save_every=10", "run.keep_last=2") == 3 + 3 * 7
+    assert wanted("run.validate_every=10") == 3 + 7 + 2
+    assert wanted("run.validate_every=10", "run.keep_best=false") == 3 + 7
+
+
 def test_a_file_in_the_place_of_the_runs_folder_is_an_error(config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (found,) = checks.check_disk(config(f"paths.runs={tmp_path / 'file'}"))
