@@ -25,7 +25,7 @@ from onpol_cli.learner.forward import IDLE, AnyLayout, Pair, TokenModel, TokenSc
 from onpol_cli.learner.memory import keep_freed_memory
 from onpol_cli.learner.model import real_vocab
 from onpol_cli.learner.nonfinite import NonFinite, Part, described, payload, suspects
-from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count
+from onpol_cli.learner.objective import COMPONENTS, MicroBatch, Objective, PlainTally, Tally, count, trained_tokens
 from onpol_cli.learner.optim import Optimiser
 from onpol_cli.learner.parallel import join_world, like, whole, whole_state
 from onpol_cli.learner.throughput import compute_dtype, matmul_peak, rates, work_of
@@ -42,7 +42,7 @@ class Accumulated:
     Attributes:
         examples: those that fit the context, of this process.
         counts: global denominators by component.
-        sizes: this process's tokens: `real`, `padded`, `computed` by the layers, `predicted`.
+        sizes: this process's tokens: `real`, `padded`, `computed` by the layers, `predicted`, `trained`.
         tally: this process's sums behind the metrics.
         parts: this process's micro-batches with their losses.
     """
@@ -139,7 +139,7 @@ class Learner:
         return metrics | {
             "grad_norm": float(norm),
             "lr": rate,
-            "tokens/trained": sum(value for name, value in batch.counts.items() if name != "preference"),
+            "tokens/trained": float(total["trained"]),
             "tokens/processed": float(total["real"]),
             "tokens/padding_share": max(0.0, 1 - total["real"] / max(1, total["padded"])),
             "tokens/dropped_sequences": float(total["dropped"]),
@@ -172,7 +172,8 @@ class Learner:
         self._require_some(max(number for _, number, _ in everyone), [own for _, _, own in everyone])
         counts = {name: sum(own[name] for own, _, _ in everyone) for name in COMPONENTS}
         idle: list[list[int]] = [[] for _ in range(max(number for _, number, _ in everyone) - len(batches))]
-        sizes = dict.fromkeys(("real", "padded", "computed", "predicted"), 0) | {"dropped": len(examples) - len(kept)}
+        sizes = dict.fromkeys(("real", "padded", "computed", "predicted"), 0)
+        sizes |= {"dropped": len(examples) - len(kept), "trained": sum(map(trained_tokens, kept))}
         parts: list[Part] = []
         for batch in batches + idle:
             members = [kept[index] for unit in batch for index in groups[unit]] or [idle_example()]

@@ -39,6 +39,14 @@ def count(examples: Sequence[TrainExample]) -> dict[str, float]:
     return totals
 
 
+def trained_tokens(example: TrainExample) -> int:
+    """Completion tokens that some component has a gradient of; each counts once."""
+    if example.pair is not None:
+        return len(example.completion_ids)
+    streams = [of != 0 for of in (example.ce_weights, example.pg_mask, example.div_mask) if of is not None]
+    return int(torch.stack(streams).any(0).sum()) if streams else 0
+
+
 @dataclass
 class Tally:
     """Sums over the tokens (or pairs) of a step; each mean's numerator is kept with its own denominator."""

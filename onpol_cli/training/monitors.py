@@ -68,9 +68,7 @@ class Monitors:
         for kind, message in self._findings(metrics):
             text = f"Step {step}: {message} (monitor.{kind})."
             if self.config.action is GuardAction.stop:
-                raise RunFailed(
-                    f"{text} The last state is kept; change the setting or monitor.action=warn and --resume."
-                )
+                raise RunFailed(f"{text} Change the setting or take monitor.action=warn, then --resume.")
             if kind not in self.warned:
                 self.warned.add(kind)
                 LOGGER.warning("%s", text)

@@ -380,6 +380,20 @@ def test_work_by_hand_and_rates():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["sft", "pg", "div", "dpo"])
+def test_each_trained_token_is_counted_once(kind):
+    """Whatever trains it: masked tokens are left out, both sides of a pair are in, two components are one token."""
+    examples = make_examples(kind)
+    masks = [next(m for m in (e.ce_weights, e.pg_mask, e.div_mask, torch.ones(len(e.completion_ids))) if m is not None)
+             for e in examples]  # fmt: skip
+    expected = sum(int((mask != 0).sum()) for mask in masks)
+    assert make_learner(kind).step(examples)["tokens/trained"] == expected > 0
+    if kind == "div":
+        for example, mask in zip(examples, masks, strict=True):
+            example.pg_mask, example.sampler_logprobs = mask.clone(), torch.full_like(mask, -3.5)
+        assert make_learner(kind).step(examples)["tokens/trained"] == expected
+
+
 def test_the_peak_is_measured_once_and_draws_nothing():
     before = torch.get_rng_state()
     peak = matmul_peak(CPU, torch.float32, 1)
