@@ -367,9 +367,13 @@ def bench_estimators(overrides: Overrides = None, dry_run: DryRun = False, as_js
 
 def main() -> None:
     """Entry point of the `onpol` command."""
+    from onpol_cli.learner.parallel import end_process, under_torchrun
     from onpol_cli.process import run
 
-    sys.exit(run(app, sys.argv[1:]))
+    status = run(app, sys.argv[1:])
+    if under_torchrun():
+        end_process(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ device ever holds more than its shards and one layer, or the ends. Owns no formu
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from onpol_cli.core.config import Dtype, LearnerConfig, ParallelConfig
 from onpol_cli.core.errors import OnpolError
@@ -135,6 +137,19 @@ def leave_world() -> None:
 
     if under_torchrun() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_process(status: int) -> NoReturn:
+    """End a learner process with `status`: exit handlers run and output is flushed, the interpreter is not taken down.
+
+    While it is, threads of gloo that still want its lock are unwound by force, and C++ aborts the process ("terminate
+    called without an active exception", signal 6: 2 of 42 processes under load, none this way), long after all is done.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def check_alike(model: PreTrainedModel) -> None:

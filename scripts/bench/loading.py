@@ -36,7 +36,7 @@ def load(way: str, folder: Path) -> None:
 
     from onpol_cli.core.config import Config
     from onpol_cli.learner.model import load_model
-    from onpol_cli.learner.parallel import ALONE, join_world, leave_world, shard
+    from onpol_cli.learner.parallel import ALONE, end_process, join_world, leave_world, shard
 
     config = Config()
     config.model.path = str(folder)
@@ -55,6 +55,7 @@ def load(way: str, folder: Path) -> None:
     if world.rank == 0:
         (folder / f"{way}.json").write_text(json.dumps({"seconds": seconds, "norm": norm}))
     leave_world()
+    end_process(0)
 
 
 def family(root: int) -> set[int]:

@@ -15,7 +15,7 @@ from onpol_cli.core.compose import compose
 from onpol_cli.learner.batch import TrainExample
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import load_model, load_tokenizer
-from onpol_cli.learner.parallel import leave_world, whole
+from onpol_cli.learner.parallel import end_process, leave_world, whole
 from onpol_cli.stages.train import train_model
 
 LORA_RATE = 1e-3
@@ -67,6 +67,7 @@ def replay(case: str, folder: Path, steps: int, nproc: int, dtype: str) -> None:
         curves = {name: [row[name] for row in rows] for name in ("loss/total", "grad_norm")}
         (folder / f"{case}-{dtype}-{nproc}.json").write_text(json.dumps(curves | {"norm": norm}))
     leave_world()
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.batch import units
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import add_adapters
-from onpol_cli.learner.parallel import leave_world
+from onpol_cli.learner.parallel import end_process, leave_world
 
 CASES = [(kind, lora) for kind in ("sft", "pg", "div", "dpo") for lora in (False, True)]
 STEPS = 20
@@ -96,3 +96,4 @@ if __name__ == "__main__":
         too_long(Path(sys.argv[1]), int(sys.argv[2]))
     else:
         main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    end_process(0)

@@ -145,6 +145,38 @@ def test_processes_wait_for_each_other_as_long_as_configured(one_process, monkey
     leave_world()  # nothing to leave
 
 
+def test_a_process_ends_with_its_status_output_and_exit_handlers():
+    code = "import atexit, sys; from onpol_cli.learner.parallel import end_process; "
+    code += "atexit.register(print, 'handled'); sys.stdout.write('said '); end_process(7); print('not reached')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (7, "said handled\n")
+
+
+KEPT_TO_THE_END = """
+import atexit, sys
+from onpol_cli import cli
+
+class Kept:
+    def __del__(self):
+        print("torn down")
+
+sys.modules["kept"] = Kept()
+atexit.register(print, "exit handler")
+sys.argv = ["onpol", "runs", "list", "paths.runs=nowhere", "--json"]
+cli.main()
+"""
+
+
+def test_the_command_line_ends_learner_processes_like_that():
+    """The interpreter is not taken down, while threads of gloo could abort the process."""
+    for learner, last in (({}, "torn down"), ({"RANK": "0", "WORLD_SIZE": "2"}, "exit handler")):
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT_TO_THE_END],
+            capture_output=True, text=True, timeout=120, env={**os.environ, **learner},
+        )  # fmt: skip
+        assert done.stdout.strip().splitlines()[-1] == last, done.stderr
+
+
 def test_a_rank_that_does_not_write_keeps_no_tensors():
     learner = build("sft", False, 1)
     learner.step(make_examples("sft"))
