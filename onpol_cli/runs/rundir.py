@@ -1,7 +1,7 @@
 """One run's directory: exclusive, append-only, resumable.
 
-Layout: `config.yaml manifest.json metrics.jsonl samples.jsonl checkpoint/ state/ run.log`.
-Owns the lock and the line files; `runs.checkpoint` owns the two folders of weights.
+Layout: `config.yaml manifest.json metrics.jsonl samples.jsonl checkpoint/ best/ state/ run.log`.
+Owns the lock and the line files; `runs.checkpoint` owns the folders of weights.
 """
 
 from __future__ import annotations
