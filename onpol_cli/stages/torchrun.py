@@ -84,7 +84,7 @@ def launch_processes(config: Config, words: Sequence[str], *, resume: bool, as_j
     """
     options = (["--resume"] if resume else []) + (["--json"] if as_json else [])
     command = torchrun_words(config.parallel, ["onpol_cli.cli", *words, *options])
-    # torchrun kills what has not ended so long after a signal; by itself (torch before 2.12: always) after 30 s.
+    # torchrun kills what has not ended so long after a signal; without this variable (or before torch knew it) 30 s.
     patience = str(round(60 * config.parallel.timeout_minutes))
     environment = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience, **os.environ}
     children = Forwarded(command, environment)
