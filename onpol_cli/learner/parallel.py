@@ -143,7 +143,7 @@ def end_process(status: int) -> NoReturn:
     """End a learner process with `status`: exit handlers run and output is flushed, the interpreter is not taken down.
 
     While it is, threads of gloo that still want its lock are unwound by force, and C++ aborts the process ("terminate
-    called without an active exception", signal 6: 2 of 42 processes under load, none this way), long after all is done.
+    called without an active exception", signal 6), long after all is done.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

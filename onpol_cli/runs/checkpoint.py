@@ -111,6 +111,11 @@ def verify(folder: Path, needs: Sequence[str] = ()) -> None:
             raise OnpolError(f"Checkpoint {folder}: {name} does not match its hash (truncated or damaged).")
 
 
+def recorded_hash(file: Path) -> str | None:
+    """SHA-256 that `file`'s folder was sealed with, hex; None if it was not. Whether it still holds `verify` tells."""
+    return _hashes(file.parent).get(file.name) if (file.parent / HASHES).is_file() else None
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     """Hash by file name."""
     file = folder / HASHES

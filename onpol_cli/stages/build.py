@@ -161,9 +161,11 @@ def verify_all(config: Config, tutors: Mapping[str, Checkpoint]) -> None:
 
 
 def model_hash(path: str) -> str | None:
-    """Short hash of a local model's weights; None for hub names."""
+    """Short hash of a local model's weights, as recorded beside them where it is ours; None for hub names."""
+    from onpol_cli.runs.checkpoint import recorded_hash
+
     files = sorted(Path(path).glob("*.safetensors"))
-    return "-".join(sha256_file(file)[:16] for file in files) or None
+    return "-".join((recorded_hash(file) or sha256_file(file))[:16] for file in files) or None
 
 
 def encoded(task: Task, chat: Chat, problems: Sequence[Problem], config: Config) -> list[tuple[Problem, Ids]]:

@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from onpol_cli.core.config import RunConfig
 from onpol_cli.core.errors import RunFailed
@@ -129,21 +130,18 @@ def reduce_metrics(parts: Sequence[Metrics], counts: Sequence[int] = ()) -> Metr
     if len(parts) == 1:
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part)
-    weights = counts if sum(counts) else [1] * len(parts)
-    reduced = {}
-    for name in names:
-        held = [(part[name], weight) for part, weight in zip(parts, weights, strict=True) if name in part]
-        reduced[name] = _reduced(name, held)
-    return reduced
+    weighed = list(zip(parts, counts or [1] * len(parts), strict=True))
+    return {name: _reduced(name, [(part[name], count) for part, count in weighed if name in part]) for name in names}
 
 
 def _reduced(name: str, held: Sequence[tuple[float, int]]) -> float:
-    values, total = [value for value, _ in held], sum(weight for _, weight in held)
+    values = [value for value, _ in held]
     if name.startswith(SUMMED):
         return sum(values)
-    if name.startswith(LARGEST) or not total:
+    if name.startswith(LARGEST):
         return max(values)
-    return sum(value * weight for value, weight in held) / total
+    total = sum(count for _, count in held)
+    return sum(value * count for value, count in held) / total if total else fmean(values)
 
 
 def _due(done: int, every: int, steps: int) -> bool:

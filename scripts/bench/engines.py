@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from facts import machine
+from facts import machine, tell
 
 ENGINES = ("hf", "vllm")
 METHODS = {"rl": "train tutor", "opd": "distill student"}
@@ -116,11 +116,7 @@ def main() -> None:
         "machine": machine() | {"load_before": load_before, "load_after": os.getloadavg()},
         "summary": {method: summary(runs, method) for method in METHODS}, "runs": runs,
     }  # fmt: skip
-    text = json.dumps(found) + "\n"
-    sys.stdout.write(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+    tell(found, options.out)
 
 
 if __name__ == "__main__":

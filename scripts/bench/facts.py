@@ -1,9 +1,11 @@
-"""What a bench's figures depend on: the processor and the versions of what was measured."""
+"""What benches share: what figures depend on (the processor, the versions of what was measured), and telling them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,3 +23,12 @@ def machine() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             facts[name] = version(name)
     return facts
+
+
+def tell(found: dict[str, Any], out: Path | None) -> None:
+    """`found` as one JSON object on standard output, and in the file `out` if given."""
+    text = json.dumps(found) + "\n"
+    sys.stdout.write(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)

@@ -22,6 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from facts import tell
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 WAYS = ("first", "each")
@@ -58,21 +60,6 @@ def load(way: str, folder: Path) -> None:
     end_process(0)
 
 
-def family(root: int) -> set[int]:
-    """`root` and all its living descendants."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # gone meanwhile
-            continue
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found, grown = found | more, bool(more)
-    return found
-
-
 def proportional(pid: int) -> int:
     """Proportional set size of a process in bytes; 0 if it is gone."""
     try:
@@ -84,11 +71,13 @@ def proportional(pid: int) -> int:
 
 def measure(way: str, nproc: int, folder: Path) -> dict[str, Any]:
     """Seconds, norm and peak GiB of one way."""
+    from onpol_cli.stages.torchrun import descendants
+
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", __file__]
     process = subprocess.Popen([*words, "--one", way, str(folder)], stdout=sys.stderr)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(map(proportional, family(process.pid))))
+        peak = max(peak, sum(map(proportional, descendants(process.pid))))
         time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"loading ({way}) ended with status {process.returncode}")
@@ -123,11 +112,7 @@ def main() -> None:
         found = {way: measure(way, options.nproc, folder) for way in WAYS}
     ratios = {key: found["each"][key] / found["first"][key] for key in ("peak_gib", "seconds")}
     facts = {"bench": "loading", "size": options.size, "nproc": options.nproc, "weights_gib": weights}
-    text = json.dumps({**facts, "ways": found, "ratios": ratios})
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    tell({**facts, "ways": found, "ratios": ratios}, options.out)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from facts import tell
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 ENGINES, LOGITS = ("hf", "vllm"), ("rounded", "float32")
@@ -83,11 +85,7 @@ def main() -> None:
     engines = [name for name in ENGINES if name == "hf" or find_spec("vllm")]
     found = {name: {logits: child("--one", name, logits, *sizes) for logits in LOGITS} for name in engines}
     ratios = {name: ways["rounded"]["kl"] / ways["float32"]["kl"] for name, ways in found.items()}
-    text = json.dumps({"bench": "mismatch", "engines": found, "ratios": ratios})
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    tell({"bench": "mismatch", "engines": found, "ratios": ratios}, options.out)
 
 
 if __name__ == "__main__":

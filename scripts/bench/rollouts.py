@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from facts import machine
+from facts import machine, tell
 
 PROMPTS, SAMPLES, SHORTEST, LONGEST = 64, 8, 16, 128
 BATCHES = (32, 64, 128, 256, 512)
@@ -181,11 +181,7 @@ def report(found: dict[str, Any], out: Path | None) -> None:
         row["ratio"] = round(row["tokens_per_s"] / base, 2)
         lines.append(f"| {row['engine']} | {row['tokens_per_s']} | {row['seconds']:.2f} | {row['ratio']} |")
     sys.stderr.write("\n".join(lines) + "\n")
-    text = json.dumps(found) + "\n"
-    sys.stdout.write(text)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
+    tell(found, out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from onpol_cli.rollout import server_process
 from onpol_cli.rollout.engine import build_engine
 from onpol_cli.rollout.server_process import start_servers
 from onpol_cli.runs.rundir import read_lines, read_manifest
+from onpol_cli.stages.torchrun import descendants
 
 pytestmark = pytest.mark.full
 STEPS = 12
@@ -113,12 +114,8 @@ def test_each_learner_process_has_a_sampler_of_its_own(root, environment):
 
 def served_below(parent):
     """Words of every server among the descendants of `parent`."""
-    everyone = list(processes())
-    family, grown = {parent}, True
-    while grown:
-        more = {pid for pid, owner, _, _ in everyone if owner in family} - family
-        family, grown = family | more, bool(more)
-    return [words for pid, _, _, words in everyone if pid in family and "--served-model-name" in words]
+    family = set(descendants(parent))
+    return [words for pid, _, _, words in processes() if pid in family and "--served-model-name" in words]
 
 
 @pytest.mark.parametrize("more", [("model.lora.rank=4", "optim.lr=0.003"), ()], ids=["lora", "full"])

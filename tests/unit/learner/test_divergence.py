@@ -61,6 +61,15 @@ def test_jsd_at_its_ends_is_forward_and_reverse():
     assert reverse == pytest.approx(kl(Q, P), abs=1e-12)
 
 
+def drawn(seed):
+    """States [6, 4] and output matrix [9, 4] of a policy, both with gradient; states and matrix [8, 3] of a teacher."""
+    torch.manual_seed(seed)
+    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(6, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    return states, weight, teacher
+
+
 def test_topk_puts_the_rest_into_one_bucket():
     reverse, _ = from_probs(Q, P, DivergenceSettings(OpdSignal.topk_reverse, topk=1))
     forward, _ = from_probs(Q, P, DivergenceSettings(OpdSignal.topk_forward, topk=1))
@@ -71,10 +80,7 @@ def test_topk_puts_the_rest_into_one_bucket():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_the_derivative_of_the_value(kind):
-    torch.manual_seed(5)
-    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(6, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    states, weight, teacher = drawn(5)
     settings = DivergenceSettings(kind, 0.3, 3, 1.3)
 
     def value(a, b):
@@ -181,10 +187,7 @@ def test_no_tail_left_is_the_whole_divergence(kind, topk):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probs_and_entropies_of_the_same_pass(kind):
-    torch.manual_seed(9)
-    states = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(6, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    states, weight, teacher = drawn(9)
     settings, options = DivergenceSettings(kind, 0.3, 3), HeadOptions(7, 4, 0.8)
     targets = torch.tensor([0, 6, 1, 2, 3, 6])
     wanted = [token_divergence(states, weight, teacher, settings, options)]

@@ -11,9 +11,10 @@ import pytest
 from onpol_cli.core.compose import compose
 from onpol_cli.core.config import Config
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.runs.checkpoint import write_folder
+from onpol_cli.core.files import sha256_file
+from onpol_cli.runs.checkpoint import recorded_hash, write_folder
 from onpol_cli.runs.rundir import RunDir
-from onpol_cli.stages.build import find_checkpoint, verify_all
+from onpol_cli.stages.build import find_checkpoint, model_hash, verify_all
 from onpol_cli.stages.evaluate import EvalRequest, evaluate
 from onpol_cli.stages.train import train_model
 
@@ -80,3 +81,10 @@ def test_a_run_whose_hashes_are_gone_is_refused_and_a_foreign_folder_is_not(runs
     (runs / "whole" / "checkpoint" / "hashes.json").unlink()
     with pytest.raises(OnpolError, match="it was not finished"):
         verify_all(config(runs, "model.path=whole"), {})
+
+
+def test_a_models_hash_is_the_one_recorded_with_it(runs: Path, policy_folder: Path) -> None:
+    assert model_hash(str(runs / "whole" / "checkpoint")) == model_hash(str(policy_folder)) is not None
+    assert recorded_hash(policy_folder / "model.safetensors") is None
+    read = sha256_file(policy_folder / "model.safetensors")
+    assert recorded_hash(runs / "whole" / "checkpoint" / "model.safetensors") == read
