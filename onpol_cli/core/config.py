@@ -451,7 +451,7 @@ class MonitorConfig:
     entropy_floor: float = 0.005
     """Entropy below this, nats a token; 0 is off."""
     entropy_share: float = 0.1
-    """Entropy below this share of the first step's; 0 is off. The tiny experiment ends at 0.2 to 0.35."""
+    """Entropy below this share of the first step's; 0 is off. The tiny experiment ends at 0.22 to 0.40."""
     length_factor: float = 3.0
     """Mean length above this multiple of the first step's; where rollout.sampling.max_new_tokens lies below that
     multiple, three quarters of the way from the first step's to it."""
