@@ -367,9 +367,12 @@ def bench_estimators(overrides: Overrides = None, dry_run: DryRun = False, as_js
 
 def main() -> None:
     """Entry point of the `onpol` command."""
+    from onpol_cli.learner.leaving import leave_when_left
     from onpol_cli.learner.parallel import end_process, under_torchrun
     from onpol_cli.process import run
 
+    if under_torchrun():
+        leave_when_left()
     status = run(app, sys.argv[1:])
     if under_torchrun():
         end_process(status)

@@ -12,6 +12,7 @@ from typing import Any
 
 from onpol_cli.core.console import fail, setup_logging
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.training.interrupt import ended_in_order
 
 OUT_OF_MEMORY = (
     "Out of memory. Lower learner.micro_tokens, rollout.max_batch or rollout.gpu_memory, or set "
@@ -33,7 +34,8 @@ def run(app: Any, words: Sequence[str]) -> int:
     words = [word for word in words if word != "--debug"]
     setup_logging()
     try:
-        return _status(_invoke(app, words))
+        with ended_in_order():
+            return _status(_invoke(app, words))
     except KeyboardInterrupt as error:
         fail(str(error) or "Interrupted.")
         return 130

@@ -7,6 +7,7 @@ learns nonsense; these numbers are where it shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from onpol_cli.core.config import SamplingConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.core.types import Rollout
+from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.rollout.engine import Prompt, RolloutEngine
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
@@ -23,6 +25,10 @@ Scorer = Callable[[Sequence[Pair]], list[Tensor]]
 """(prompt ids, completion ids) of many sequences -> log-probs [T] of each completion, nats."""
 
 CANARY_TOKENS = 16
+
+
+class OutOfSync(RunFailed):
+    """The sampler's log-probs are not the learner's."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,12 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer) -> list[Tensor]:
 
 
 def canary(
-    engine: RolloutEngine, score: Scorer, prompts: Sequence[Prompt], sampling: SamplingConfig, tolerance: float
+    engine: RolloutEngine,
+    score: Scorer,
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    tolerance: float,
+    world: World = ALONE,
 ) -> Mismatch:
     """Sample a few tokens after fixed prompts with fixed seeds, and let the learner score the same tokens.
 
@@ -78,16 +89,17 @@ def canary(
         prompts: a handful, the same every time.
         sampling: the run's own settings, so that a cut distribution shows.
         tolerance: largest allowed difference at any token, nats.
+        world: processes that sample and score like this one: all of them stop or none.
 
     Raises:
-        RunFailed: sampler and learner disagree.
+        OutOfSync: sampler and learner disagree.
     """
     short = replace(sampling, max_new_tokens=min(CANARY_TOKENS, sampling.max_new_tokens))
     rollouts = engine.generate([replace(prompt, limits=()) for prompt in prompts], short)
-    found = mismatch(rollouts, score_rollouts(rollouts, score))
+    found = worst_of(world.gather(mismatch(rollouts, score_rollouts(rollouts, score))))
     # not "greater than": a NaN must not pass
     if not found.largest <= tolerance:
-        raise RunFailed(_disagreement(found, tolerance, sampling, engine.weight_version))
+        raise OutOfSync(_disagreement(found, tolerance, sampling, engine.weight_version))
     return found
 
 
@@ -103,8 +115,13 @@ def _disagreement(found: Mismatch, tolerance: float, sampling: SamplingConfig, v
     return (
         f"Canary after weight sync {version}: sampler and learner disagree by up to {found.largest:.3g} nats (mean "
         f"{found.mean_abs:.3g}) on {found.tokens} tokens; {tolerance:g} is allowed (rollout.canary_tolerance). "
-        f"{cause}. The last checkpoint is kept."
+        f"{cause}."
     )
+
+
+def worst_of(found: Sequence[Mismatch]) -> Mismatch:
+    """The one with the largest difference; what is not finite is larger than any number."""
+    return max(found, key=lambda one: one.largest if math.isfinite(one.largest) else math.inf)
 
 
 def noise_floor(rollouts: Sequence[Rollout], score: Scorer) -> dict[str, float]:

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import threading
 from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,9 +19,8 @@ from onpol_cli.core.console import say
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.learner.parallel import torchrun_words, under_torchrun
 from onpol_cli.runs.rundir import RunDir, read_manifest
-from onpol_cli.training.interrupt import Interrupted
+from onpol_cli.training.interrupt import SIGNALS, Interrupted, handle
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FIRST_PORT, PORTS = 20000, 10000
 """Where processes of a Slurm step meet: a port by the job's number, unless MASTER_PORT is set."""
 
@@ -103,9 +101,8 @@ class Forwarded:
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self.asked = False
-        mine = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        self._before = {number: signal.signal(number, self._handle) for number in mine}
         self._process: subprocess.Popen[bytes] | None = None
+        self._restore = handle(SIGNALS, self._handle)
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
         if self.asked:  # told so before there was anybody to tell
             self._process.terminate()
@@ -127,8 +124,7 @@ class Forwarded:
         try:
             return self._process.wait()
         finally:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+            self._restore()
 
 
 def _kill(pid: int) -> None:

@@ -375,7 +375,7 @@ def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, 
             engine.sync_weights(learner.named_weights())
         if settings.canary_tolerance <= 0:
             return {}
-        found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance)
+        found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance, learner.world)
         return {"canary/max_abs": found.largest}
 
     return sync

@@ -7,6 +7,7 @@ when to save and when to stop; `saving` owns what is written.
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from onpol_cli.core.errors import RunFailed
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.nonfinite import NonFinite
 from onpol_cli.methods.base import Group, Method, flat
+from onpol_cli.rollout.health import OutOfSync
 from onpol_cli.runs.rundir import RunDir
 from onpol_cli.training.interrupt import Interrupted, StopRequest
 from onpol_cli.training.monitors import Monitors
@@ -57,41 +59,65 @@ def train(parts: Parts, config: RunConfig) -> None:
 
     Raises:
         Interrupted: stopped by a signal, after saving.
-        RunFailed: a monitor or a non-finite number stopped the run, after saving; or something broke, and the states
-            saved before are kept.
+        RunFailed: a monitor, a non-finite number or a sampler that is not the policy stopped the run, after saving;
+            or something broke, and the states saved before are kept.
     """
     first = saved = restore(parts)
     if parts.sync is not None and first > 0:
         parts.sync()
     with StopRequest() as stop:
         for step in range(first, parts.steps):
+            done = step + 1
             try:
-                metrics, groups = one_step(parts, step)
+                metrics, groups, failure = try_step(parts, step)
             except NonFinite as error:  # on every process alike, before the update
                 raise RunFailed(f"{error} {save_before_stop(parts, step, saved, config.keep_last)}") from error
-            done = step + 1
-            if parts.learner.world.size > 1:
-                stop.asked = any(parts.learner.world.gather(stop.asked))
-            if parts.validate is not None and _due(done, config.validate_every, parts.steps):
-                metrics |= parts.validate(done)
-                if config.keep_best:
-                    save_best(parts, done, metrics)
+            if failure is None and parts.validate is not None and _due(done, config.validate_every, parts.steps):
+                failure = _validated(parts, done, metrics, config.keep_best)
             if parts.rank == 0:
                 parts.run.log({"step": step, **metrics})
             parts.on_step(step, metrics, groups)
             try:
+                if failure is not None:
+                    raise failure
                 parts.monitors.check(step, metrics)
             except RunFailed as error:
                 raise RunFailed(f"{error} {save_before_stop(parts, done, saved, config.keep_last)}") from error
-            if stop.asked or _due(done, config.save_every, parts.steps):
+            asked = any(parts.learner.world.gather(stop.asked))  # once a step, or some would save and others go on
+            if asked or _due(done, config.save_every, parts.steps):
                 save(parts, done, config.keep_last)
                 saved = done
-            if stop.asked and done < parts.steps:
+            if asked and done < parts.steps:
                 raise Interrupted(f"Stopped after step {done} of {parts.steps}. Go on with --resume.")
 
 
+def _validated(parts: Parts, done: int, metrics: Metrics, keep_best: bool) -> OutOfSync | None:
+    """Add the validation after `done` steps to `metrics`; what kept it from being one of the policy, if anything."""
+    assert parts.validate is not None
+    try:
+        metrics |= parts.validate(done)
+    except OutOfSync as error:
+        return error
+    if keep_best:
+        save_best(parts, done, metrics)
+    return None
+
+
 def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
-    """Completions, signals, update and sync of 0-based `step`."""
+    """Completions, signals, update and sync of 0-based `step`.
+
+    Raises:
+        OutOfSync: the sampler is not the policy afterwards.
+    """
+    metrics, groups, failure = try_step(parts, step)
+    if failure is not None:
+        raise failure
+    return metrics, groups
+
+
+def try_step(parts: Parts, step: int) -> tuple[Metrics, list[Group], OutOfSync | None]:
+    """`one_step`, with a sync that failed told beside the metrics: the update before it was done."""
+    failure: OutOfSync | None = None
     start = time.perf_counter()
     groups, own = parts.source.groups(step)
     scoring = time.perf_counter()
@@ -104,14 +130,17 @@ def one_step(parts: Parts, step: int) -> tuple[Metrics, list[Group]]:
     own["time/train"] = time.perf_counter() - training
     if parts.sync is not None:
         syncing = time.perf_counter()
-        own |= parts.sync()
+        try:
+            own |= parts.sync()
+        except OutOfSync as error:  # on every process alike
+            failure = error
         own["time/sync"] = time.perf_counter() - syncing
-    own |= {"time/step": time.perf_counter() - start, "memory/peak_mb": peak_memory_mb()}
+    own |= {"time/step": time.perf_counter() - start, "memory/peak_mb": peak_memory_mb(parts.learner.device.type)}
     everyone = parts.learner.world.gather((own, len(flat(groups))))
     metrics = trained | reduce_metrics([of for of, _ in everyone], [count for _, count in everyone])
     if metrics.get("time/generate", 0.0) > 0:
         metrics["rate/generated_tokens_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
-    return metrics, groups
+    return metrics, groups, failure
 
 
 SUMMED = ("tokens/", "grade/")
@@ -148,10 +177,11 @@ def _due(done: int, every: int, steps: int) -> bool:
     return every > 0 and (done % every == 0 or done == steps)
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, MiB (GPU: largest allocation)."""
-    import torch
+def peak_memory_mb(device: str) -> float:
+    """Largest memory so far, MiB: allocated by torch where the learner's `device` is `cuda`, else resident."""
+    if device == "cuda":
+        import torch
 
-    if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes

@@ -211,6 +211,7 @@ def test_a_nonfinite_step_of_several_processes_stops_all_with_a_dump_each_and_th
     assert done.returncode == 1, done.stderr[-2000:]
     assert "at step 2 over 4 sequences in 2 micro-batches (problems" in done.stderr
     assert "The state after 1 step is saved." in done.stderr
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
     names = [f"dump-step-2-rank-{rank}.pt" for rank in (0, 1)]
     assert sorted(file.name for file in (tmp_path / "run").glob("dump-*")) == names
     dumps = [torch.load(tmp_path / "run" / name, weights_only=True)["problem_ids"] for name in names]

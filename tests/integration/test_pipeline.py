@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from needed import wait_for
 
 from onpol_cli.core.compose import compose
-from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.runs.rundir import read_lines, read_manifest
 from onpol_cli.stages.train import train_model
 
@@ -187,6 +188,33 @@ def spawn(root: Path, name: str, *more: str, resume: bool = False) -> subprocess
 
 def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
     wait_for(lambda: sum(1 for _ in read_lines(run / "metrics.jsonl")) >= step, process, 240)
+
+
+@pytest.mark.parametrize("words", [["method=opd", "tutor=tutor"], ["method=sft", "run.validate_every=2"]])
+def test_a_sampler_that_is_not_the_policy_stops_the_run_with_its_state(root, tutor, monkeypatch, words):
+    """After the update or before a validation: the weights are right, only the sampler is not."""
+    from onpol_cli.rollout import health
+
+    real, name = health.mismatch, "unlike-" + words[0].removeprefix("method=")
+    words = [*words, "method.steps=3", "method.epochs=0", "method.batch=4", *POLICY, "run.save_every=0"]
+    role = "student" if "tutor=tutor" in words else "tutor"
+    canaries = []
+
+    def off(rollouts, other):
+        found = real(rollouts, other)
+        if max(len(rollout.completion_ids) for rollout in rollouts) > health.CANARY_TOKENS:
+            return found  # what is measured besides
+        canaries.append(found)
+        return found if len(canaries) < 2 and role == "student" else replace(found, largest=0.5)
+
+    monkeypatch.setattr(health, "mismatch", off)
+    with pytest.raises(RunFailed, match=r"Canary after weight sync .*0\.5 nats.* The state after 2 steps is saved\."):
+        train(root, name, *words, role=role)
+    monkeypatch.undo()
+    assert [row["step"] for row in steady(root / name)] == [0, 1]
+    assert [folder.name for folder in (root / name / "state").iterdir()] == ["step-0000002"]
+    train(root, name, *words, role=role, resume=True)
+    assert [row["step"] for row in steady(root / name)] == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,21 @@ def test_learner_processes_share_servers_of_policy_and_teacher(root, environment
         assert [row["validation/tiny-edit/n"] for row in pair] == [5.0, 5.0]
 
 
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_signal_while_servers_start_leaves_none_of_them(root, environment, nproc):
+    """They are in sessions of their own, so that nobody else would end them."""
+    student = ("distill", "student", "tutor=tutor", "method=opd", "method.steps=4", f"parallel.nproc={nproc}")
+    command = words(root, f"ended-{nproc}", *student, "rollout=vllm_server", "rollout.local_servers=2")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(served_below(process.pid)) == 2, process)
+    family = descendants(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, err[-3000:]
+    assert not [words for pid, _, _, words in processes() if pid in family]
+    assert read_manifest(root / f"ended-{nproc}")["status"] == "interrupted"
+
+
 COMPARED = ("loss/total", "kl/teacher", "grad_norm", "entropy", "reward/mean", "length/mean", "tokens/scored")
 
 
