@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.files import write_atomic, write_json
+from onpol_cli.runs.checkpoint import settle
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
@@ -52,7 +53,10 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OnpolError(f"Cannot create {path}: {error.strerror}. Choose another paths.runs.") from error
-        return cls(path, resumed=exists)
+        run = cls(path, resumed=exists)
+        for folder in (run.path, run.state):  # what a killed writer left; steps of its states may never come again
+            settle(folder)
+        return run
 
     @property
     def name(self) -> str:
