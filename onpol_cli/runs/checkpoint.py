@@ -1,6 +1,6 @@
 """Folders of weights and state that are either whole or not there.
 
-A folder is written beside its place, every file hashed into `hashes.json`, synced, then renamed. `settle` puts
+A folder is written beside its place, every file hashed into `hashes.json`, all synced, then renamed. `settle` puts
 back or removes what a writer that was cut short left: `.NAME.PID.tmp`, and `.NAME.PID.old` that was to be replaced.
 `verify` re-hashes at load: truncated, bit-flipped and half-written folders are refused.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.core.files import sha256_file, sync
+from onpol_cli.core.files import make_folder, sha256_file, sync
 
 HASHES = "hashes.json"
 STEP = "step-"
@@ -40,7 +40,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     settle(target.parent, target.name)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(target.parent)
+        temporary.mkdir()
         fill(temporary)
         seal(temporary)
         if target.exists():
@@ -103,12 +104,14 @@ def why_unwritten(error: BaseException) -> str | None:
 
 
 def seal(folder: Path) -> None:
-    """Hash every file of `folder` into hashes.json and sync all to disk."""
+    """Hash every file of `folder` into hashes.json and sync all, directories too, to disk."""
     files = sorted(item for item in folder.rglob("*") if item.is_file() and item != folder / HASHES)
     hashes = {str(item.relative_to(folder)): sha256_file(item) for item in files}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
     for item in [*files, folder / HASHES]:
         item.chmod(0o644)  # safetensors writes 0600, which other users of a shared folder cannot read
+        sync(item)
+    for item in [*(item for item in folder.rglob("*") if item.is_dir()), folder]:
         sync(item)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.core.files import write_atomic, write_json
+from onpol_cli.core.files import make_folder, write_atomic, write_json
 from onpol_cli.runs.checkpoint import settle
 
 MANIFEST = "manifest.json"
@@ -50,7 +50,7 @@ class RunDir:
         if path.exists() and not path.is_dir():
             raise OnpolError(f"{path} is a file, not a run directory. Choose run.name=OTHER or another folder.")
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except OSError as error:
             raise OnpolError(f"Cannot create {path}: {error.strerror}. Choose another paths.runs.") from error
         run = cls(path, resumed=exists)

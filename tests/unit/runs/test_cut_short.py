@@ -12,7 +12,7 @@ import pytest
 
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.runs import checkpoint
-from onpol_cli.runs.checkpoint import verify, write_folder
+from onpol_cli.runs.checkpoint import seal, step_folder, verify, write_folder
 from onpol_cli.runs.rundir import RunDir
 
 KILLED = """
@@ -132,3 +132,36 @@ def test_a_resume_clears_what_is_left_of_any_step_and_no_folder_of_a_person(tmp_
     with RunDir.open(path, resume=True) as run:
         found = {str(item.relative_to(path)) for item in [*path.iterdir(), *run.state.iterdir()] if item.is_dir()}
     assert found == {"state", "state/step-0000009", *kept}
+
+
+def test_directories_are_on_disk_before_the_rename_and_their_entries_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was synced is lost in a power cut if the entry of its directory was not."""
+    told: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def name_of(path: str | Path) -> str:
+        return Path(path).relative_to(tmp_path).as_posix().replace(f".{os.getpid()}.tmp", "")
+
+    def synced(handle: int) -> None:
+        told.append(name_of(os.readlink(f"/proc/self/fd/{handle}")))
+        sync(handle)
+
+    def replaced(source: Path, to: Path) -> None:
+        told.append(f"{name_of(source)} -> {name_of(to)}")
+        replace(source, to)
+
+    def fill(folder: Path) -> None:
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        seal(folder / "model")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_folder(step_folder(tmp_path / "run" / "state", 1), fill)
+    before, after = told[: told.index(rename := "run/state/.step-0000001 -> run/state/step-0000001")], told[-1]
+    assert {".", "run", "run/state/.step-0000001", "run/state/.step-0000001/model"} <= set(before)
+    assert told[-2] == rename and after == "run/state"
+    written = [place for place in before if "step" in place]
+    assert written.index("run/state/.step-0000001/hashes.json") < written.index("run/state/.step-0000001")
