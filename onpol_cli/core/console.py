@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +81,24 @@ def setup_logging(level: int = logging.WARNING, file: Path | None = None) -> Non
         _attach_file(file)
 
 
+class _RunLog(logging.FileHandler):
+    """A run's log. On a full disk the run goes without it: what needs room says so itself, in one line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def _attach_file(file: Path) -> None:
     for handler in list(LOGGER.handlers):
         if isinstance(handler, logging.FileHandler):
             LOGGER.removeHandler(handler)
             handler.close()
-    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler = _RunLog(file, encoding="utf-8", delay=True)
     handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     LOGGER.addHandler(handler)

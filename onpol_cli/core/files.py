@@ -46,6 +46,23 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(path: Path) -> None:
+    """`mkdir -p`; entries of the directories that it makes are on disk when it returns."""
+    new = [item for item in (path, *path.parents) if not item.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for item in new:
+        sync(item.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

@@ -1,6 +1,7 @@
 """Folders of weights and state that are either whole or not there.
 
-A folder is written beside its place, every file hashed into `hashes.json`, synced, then renamed.
+A folder is written beside its place, every file hashed into `hashes.json`, all synced, then renamed. `settle` puts
+back or removes what a writer that was cut short left: `.NAME.PID.tmp`, and `.NAME.PID.old` that was to be replaced.
 `verify` re-hashes at load: truncated, bit-flipped and half-written folders are refused.
 """
 
@@ -13,8 +14,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.core.files import sha256_file
+from onpol_cli.core.files import make_folder, sha256_file, sync
 
 HASHES = "hashes.json"
 STEP = "step-"
@@ -24,26 +26,28 @@ MODEL = "model"
 """Folder inside a state: its weights as a Hugging Face folder, with hashes of its own."""
 WEIGHTS = ("*.safetensors", "config.json", STATE)
 """Files that must be listed where they stand: weights of unknown hash are not trusted."""
+LEFT = re.compile(r"\.(.+)\.\d+\.(?:tmp|old)")
+"""Name of a folder that a writer leaves when it is cut short; the group is what it was writing."""
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Call `fill(temporary)` and put the result at `target` in one rename.
+    """Call `fill(temporary)` and put the result at `target`. For the holder of the run's lock.
 
     Raises:
-        RunFailed: it cannot be written (no space, no permission); `target` is then as it was before.
+        RunFailed: it cannot be written (no space, no permission); `target` is then as it was before, or new and whole
+            if only the sync after the rename failed.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    for left in leftovers(target):  # of writers that were killed; the run's lock admits one writer at a time
-        shutil.rmtree(left, ignore_errors=True)
+    settle(target.parent, target.name)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(target.parent)
+        temporary.mkdir()
         fill(temporary)
         seal(temporary)
         if target.exists():
-            os.replace(target, old)
+            os.replace(target, temporary.with_suffix(".old"))
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     except Exception as error:
         reason = why_unwritten(error)
         if reason is None:
@@ -52,8 +56,37 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             f"Cannot write checkpoint {target}: {reason}. Free space, then repeat with --resume."
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        settle(target.parent, target.name)
+
+
+def settle(parent: Path, name: str | None = None) -> None:
+    """Put back or remove what writers of folders in `parent` left when they were cut short.
+
+    A folder that was moved aside goes back to its place if that is empty. For the holder of the run's lock: it is
+    what makes sure that no living process is writing these.
+
+    Args:
+        name: of the one folder that is meant; None for all in `parent`.
+    """
+    try:
+        found = [(item, LEFT.fullmatch(item.name)) for item in sorted(parent.iterdir())]
+    except OSError:  # there is no such folder, or it cannot be read: what needs it will say so
+        return
+    left = [(item, parent / match[1]) for item, match in found if match and name in (None, match[1])]
+    for item, target in left:  # before anything is removed, which may take long
+        if item.suffix == ".old" and not target.exists():
+            _put_back(item, target)
+    for item, target in left:
+        if item.suffix == ".tmp" or target.exists():
+            shutil.rmtree(item, ignore_errors=True)
+
+
+def _put_back(item: Path, target: Path) -> None:
+    try:
+        os.replace(item, target)
+        sync(target.parent)
+    except OSError as error:
+        LOGGER.warning("Cannot move %s back to %s: %s. Move it by hand.", item, target.name, error.strerror)
 
 
 def why_unwritten(error: BaseException) -> str | None:
@@ -70,19 +103,16 @@ def why_unwritten(error: BaseException) -> str | None:
     return told.group(1).strip() if told else None
 
 
-def leftovers(target: Path) -> list[Path]:
-    """Folders beside `target` that a killed writer of it did not put into place or away."""
-    return [item for end in ("tmp", "old") for item in target.parent.glob(f".{target.name}.*.{end}")]
-
-
 def seal(folder: Path) -> None:
-    """Hash every file of `folder` into hashes.json and sync all to disk."""
+    """Hash every file of `folder` into hashes.json and sync all, directories too, to disk."""
     files = sorted(item for item in folder.rglob("*") if item.is_file() and item != folder / HASHES)
     hashes = {str(item.relative_to(folder)): sha256_file(item) for item in files}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
     for item in [*files, folder / HASHES]:
         item.chmod(0o644)  # safetensors writes 0600, which other users of a shared folder cannot read
-        _sync(item)
+        sync(item)
+    for item in [*(item for item in folder.rglob("*") if item.is_dir()), folder]:
+        sync(item)
 
 
 def verify(folder: Path, needs: Sequence[str] = ()) -> None:
@@ -150,8 +180,6 @@ def latest_valid(state: Path) -> tuple[int, Path] | None:
     Raises:
         OnpolError: states exist and none verifies. A damaged newest one is skipped with a log line.
     """
-    from onpol_cli.core.console import LOGGER
-
     steps = steps_saved(state)
     reason = ""
     for step in reversed(steps):
@@ -181,11 +209,3 @@ def prune(state: Path, keep: int, newest: int | None = None) -> None:
     over = [step for step in steps if newest is not None and step > newest]
     for step in over + [step for step in steps if step not in over][:-keep]:
         shutil.rmtree(step_folder(state, step), ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

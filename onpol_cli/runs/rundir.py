@@ -11,11 +11,14 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
-from onpol_cli.core.files import write_atomic, write_json
+from onpol_cli.core.files import make_folder, write_atomic, write_json
+from onpol_cli.runs.checkpoint import settle
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
@@ -49,10 +52,13 @@ class RunDir:
         if path.exists() and not path.is_dir():
             raise OnpolError(f"{path} is a file, not a run directory. Choose run.name=OTHER or another folder.")
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except OSError as error:
             raise OnpolError(f"Cannot create {path}: {error.strerror}. Choose another paths.runs.") from error
-        return cls(path, resumed=exists)
+        run = cls(path, resumed=exists)
+        for folder in (run.path, run.state):  # what a killed writer left; steps of its states may never come again
+            settle(folder)
+        return run
 
     @property
     def name(self) -> str:
@@ -78,19 +84,23 @@ class RunDir:
         write_json(self.path / MANIFEST, {**self.manifest(), **facts})
 
     def append(self, file: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Append `rows` to a line file and flush, so that an interruption loses none."""
-        if file not in self._files:
-            drop_torn_line(self.path / file)
-            self._files[file] = (self.path / file).open("a", encoding="utf-8")
-        handle = self._files[file]
+        """Append `rows` to a line file and flush, so that an interruption loses none.
+
+        Raises:
+            RunFailed: they cannot be written.
+        """
         try:
+            if file not in self._files:
+                drop_torn_line(self.path / file)
+                self._files[file] = (self.path / file).open("a", encoding="utf-8")
+            handle = self._files[file]
             for row in rows:
                 handle.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
             handle.flush()
         except OSError as error:
-            raise RunFailed(
-                f"Cannot write {self.path / file}: {error.strerror}. Free space, then repeat with --resume."
-            ) from error
+            with suppress(RunFailed):  # closing tries the same bytes again, of which this error tells
+                self._close(file)
+            raise self._unwritten(file, error) from error
 
     def log(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
@@ -102,23 +112,46 @@ class RunDir:
         self._close(METRICS)
         write_atomic(self.path / METRICS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
+    def _unwritten(self, file: str, error: OSError) -> RunFailed:
+        return RunFailed(f"Cannot write {self.path / file}: {error.strerror}. Free space, then repeat with --resume.")
+
     def _close(self, file: str) -> None:
-        if file in self._files:
-            self._files.pop(file).close()
+        """Close a line file if it is open; RunFailed for bytes that only now prove to have no room (NFS, quotas)."""
+        handle = self._files.pop(file, None)
+        try:
+            if handle is not None:
+                handle.close()
+        except OSError as error:
+            raise self._unwritten(file, error) from error
 
     def close(self) -> None:
-        """Close the line files and release the lock. Its file stays: deleting it would let two writers in."""
+        """Close the line files and release the lock. Its file stays: deleting it would let two writers in.
+
+        Raises:
+            RunFailed: rows that nothing was told about cannot be written. The lock is released all the same.
+        """
+        failed = []
         for file in list(self._files):
-            self._close(file)
+            try:
+                self._close(file)
+            except RunFailed as error:
+                failed.append(error)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if failed:
+            raise failed[0]
 
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except RunFailed as error:
+            if kind is None:
+                raise
+            LOGGER.warning("%s", error)  # what the run ends of is told by the error under way
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -219,7 +252,7 @@ def _acquire(path: Path) -> IO[str] | None:
         raise OnpolError(
             f"Run {path.name} is being written by process {owner}. Wait for it, or choose run.name=OTHER."
         ) from error
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
+    with suppress(OSError):  # the number is only for a message; on a full disk the lock holds without it
+        handle.truncate(0)
+        os.write(handle.fileno(), str(os.getpid()).encode())
     return handle

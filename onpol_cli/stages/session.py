@@ -95,16 +95,20 @@ def open_run(
         run.update_manifest(
             run=run.name, started=started, status="running", **provenance(command, config.seed), **facts
         )
-        status = "failed"
-        try:
-            yield run
-            status = "done"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
+
+        def end(status: str) -> None:
             seconds = round(time.perf_counter() - start, 2) + float(before.get("wall_s", 0.0))
             run.update_manifest(status=status, wall_s=seconds)
+
+        try:
+            yield run
+        except BaseException as error:
+            try:
+                end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            except (OnpolError, OSError) as unwritten:  # what the run ends of is told by the error under way
+                LOGGER.warning("%s", unwritten)
+            raise
+        end("done")
 
 
 def follower() -> bool:

@@ -103,6 +103,66 @@ def test_dropping_steps_without_room_is_said_so(tmp_path: Path) -> None:
     assert [row["step"] for row in read_lines(path / METRICS)] == [0] and not list(path.glob(".metrics*"))
 
 
+NO_ROOM = """
+import os, resource, signal, sys
+from pathlib import Path
+from onpol_cli.core.errors import RunFailed
+from onpol_cli.runs.rundir import RunDir, is_locked
+
+def limit(size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+path, case = Path(sys.argv[1]), sys.argv[2]
+told = []
+if case == "locked":
+    limit(0)
+try:
+    with RunDir.open(path, resume=True) as run:
+        if case != "locked":
+            limit(1000)
+        if case in ("appended", "again"):
+            try:
+                run.append("rows.jsonl", [{"n": n, "pad": "x" * 90} for n in range(20)])
+            except RunFailed as error:
+                told.append(error)
+        if case == "again":
+            limit(resource.RLIM_INFINITY)
+            run.append("rows.jsonl", [{"n": 99}])
+        if case in ("untold", "under way"):
+            run.append("rows.jsonl", [])
+            run._files["rows.jsonl"].write("x" * 2000)
+        if case == "under way":
+            raise KeyboardInterrupt
+        assert is_locked(path)
+except (RunFailed, KeyboardInterrupt) as error:
+    told.append(error)
+print(*(f"{type(error).__name__} {error}" for error in told), f"locked {is_locked(path)}", sep="\\n")
+"""
+
+
+UNWRITTEN = "RunFailed Cannot write {}: File too large. Free space, then repeat with --resume."
+
+
+@pytest.mark.parametrize(
+    ("case", "told", "rows"),
+    [
+        ("appended", [UNWRITTEN], range(9)),
+        ("again", [UNWRITTEN], [*range(9), 99]),
+        ("untold", [UNWRITTEN], []),
+        ("under way", ["KeyboardInterrupt "], []),
+        ("locked", [], []),
+    ],
+)
+def test_rows_without_room_are_told_once_and_the_lock_is_released(tmp_path: Path, case: str, told: list, rows) -> None:  # type: ignore[no-untyped-def, type-arg]
+    path = make(tmp_path, "one")
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(path), case], capture_output=True, text=True)
+    expected = [line.format(path / "rows.jsonl") for line in told]
+    assert done.stdout.splitlines() == [*expected, "locked False"], done.stderr
+    assert [row["n"] for row in read_lines(path / "rows.jsonl")] == [*rows]
+    assert ("WARNING" in done.stderr or "Cannot write" in done.stderr) == (case == "under way"), done.stderr
+
+
 def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n{"a": 2')
