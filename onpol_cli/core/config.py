@@ -454,7 +454,8 @@ class MonitorConfig:
     """Entropy below this share of the first step's; 0 is off. The tiny experiment ends at 0.22 to 0.40."""
     length_factor: float = 3.0
     """Mean length above this multiple of the first step's; where rollout.sampling.max_new_tokens lies below that
-    multiple, three quarters of the way from the first step's to it."""
+    multiple, three quarters of the way from the first step's to it and 1.5 times the first step's (or this multiple,
+    if it is less). A first step nearer to the limit than that is `truncated_share`'s business."""
     truncated_share: float = 0.5
     """Share of rollouts that hit the token limit."""
     pass_below_fail_share: float = 0.5

@@ -7,15 +7,19 @@ before update t, so that it is one update old when it is trained on; the importa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from onpol_cli.core.console import LOGGER, say
 from onpol_cli.core.errors import RunFailed
 
 T = TypeVar("T")
+PATIENCE_S = 2.0
+"""`close` says what it waits for after this many seconds."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Produced(Generic[T]):
 class Prefetcher(Generic[T]):
     """Calls `produce(step)` one step ahead in a thread.
 
-    Use: `take(step)` at the start of a step, `settle()` before the sampler's weights change.
+    Use: `take(step)` at the start of a step, `settle()` before the sampler's weights change; a context whose end
+    waits for the batch in the making, so that what makes it must be closed after it.
 
     Args:
         produce: makes the batch of a step; called from one other thread, one call at a time.
@@ -54,8 +59,9 @@ class Prefetcher(Generic[T]):
     ) -> None:
         assert ahead in (0, 1), "one batch ahead at most"
         self.produce, self.version, self.steps, self.ahead, self.timeout_s = produce, version, steps, ahead, timeout_s
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onpol-rollouts")
         self.pending: tuple[int, int, Future[T]] | None = None
+        self.known: BaseException | None = None
+        self.late = False
         self.restored: tuple[int, T, int] | None = None
 
     def take(self, step: int) -> Produced[T]:
@@ -77,8 +83,21 @@ class Prefetcher(Generic[T]):
         self.pending = self.restored = None
         now = self.version()
         if self.ahead and step + 1 < self.steps:
-            self.pending = (step + 1, now, self.thread.submit(self.produce, step + 1))
+            self._begin(step + 1, now)
         return Produced(value, made_with, now - made_with, waited)
+
+    def _begin(self, step: int, version: int) -> None:
+        """Make a batch in a thread of its own, which does not keep a process alive that no longer waits for it."""
+        future: Future[T] = Future()
+
+        def fill() -> None:
+            try:
+                future.set_result(self.produce(step))
+            except BaseException as error:  # raised where the batch is taken
+                future.set_exception(error)
+
+        self.pending = (step, version, future)  # before the start: whatever interrupts, `close` finds what runs
+        threading.Thread(target=fill, name="onpol-rollouts", daemon=True).start()
 
     def waiting(self, step: int) -> tuple[int, T, int] | None:
         """`step`, its batch and its staleness by now, if that batch is made or being made (then waited for)."""
@@ -97,18 +116,33 @@ class Prefetcher(Generic[T]):
             self._result(self.pending[2])
 
     def _result(self, future: Future[T]) -> T:
-        try:
-            return future.result(self.timeout_s)
-        except TimeoutError as error:
-            raise RunFailed(
-                f"The next batch was not sampled and graded within {self.timeout_s:.0f} s. Look into the engine's log; "
-                "--resume goes on from the newest state (run.save_every)."
-            ) from error
+        wait([future], self.timeout_s)
+        if future.done():
+            self.known = future.exception()
+            return future.result()
+        self.late = True
+        raise RunFailed(
+            f"The next batch was not sampled and graded within {self.timeout_s:.0f} s. Look into the engine's log; "
+            "--resume goes on from the newest state (run.save_every)."
+        )
 
     def close(self) -> None:
-        """Let a running production finish and drop its batch."""
-        self.pending = None
-        self.thread.shutdown(wait=True, cancel_futures=True)
+        """Wait for the batch in the making, `timeout_s` at most, and drop it; its failure is only logged.
+
+        Raises:
+            KeyboardInterrupt: asked not to wait.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None or self.late:  # what was waited for in vain had its time
+            return
+        future = pending[2]
+        if not wait([future], PATIENCE_S).done:
+            say("Waiting for the batch that is being sampled and graded. Ctrl-C ends the wait.")
+            wait([future], self.timeout_s)
+        if not future.done():
+            LOGGER.warning("the batch of step %d is still being made after %.0f s", pending[0], self.timeout_s)
+        elif (error := future.exception()) is not None and error is not self.known:
+            LOGGER.warning("the batch of step %d failed: %s: %s", pending[0], type(error).__name__, error)
 
     def __enter__(self) -> Self:
         return self
@@ -116,4 +150,8 @@ class Prefetcher(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except KeyboardInterrupt:
+            if error is None:
+                raise

@@ -6,6 +6,7 @@ Owns the choice of a `CompletionSource` and the number of steps; sampling and gr
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from onpol_cli.core.config import Config
@@ -28,8 +29,12 @@ def steps_of(config: Config, items: int) -> int:
     return max(1, math.ceil(items * config.method.epochs / config.method.batch))
 
 
-def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[CompletionSource, int]:
-    """The completions of every step, and how many steps there are."""
+def make_source(run: RunDir, bench: Workbench, method: Method, stack: ExitStack) -> tuple[CompletionSource, int]:
+    """The completions of every step, and how many steps there are.
+
+    Args:
+        stack: holds sampler and sandbox already; what samples beside the training leaves it before them.
+    """
     from onpol_cli.methods.base import Source
     from onpol_cli.training.ahead import AheadSource
     from onpol_cli.training.sources import DatasetSource, MixtureSource, PolicySource
@@ -54,7 +59,8 @@ def make_source(run: RunDir, bench: Workbench, method: Method) -> tuple[Completi
     if bench.config.rollout.max_off_policy_steps:
         engine = bench.engine
         problems = [problem for problem, _ in bench.problems]
-        source = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s, problems)
+        ahead = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s, problems)
+        source = stack.enter_context(ahead)
     return source, steps
 
 

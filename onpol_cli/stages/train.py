@@ -218,7 +218,7 @@ def assemble(
     bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)
     run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
     method = build_method(config.method, method_context(bench))
-    source, steps = make_source(run, bench, method)
+    source, steps = make_source(run, bench, method, stack)
     return bench, method, source, steps
 
 

@@ -8,7 +8,8 @@ weights that are gone after the update, so a state holds it (`pending`) and a re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from onpol_cli.core.types import Problem
 from onpol_cli.learner.parallel import World
@@ -21,7 +22,7 @@ Made = tuple[list[Group], Metrics]
 
 
 class AheadSource:
-    """Groups made one step ahead in a thread.
+    """Groups made one step ahead in a thread; a context to be left before the sampler and the grader are closed.
 
     Args:
         source: makes them; called from that thread.
@@ -80,6 +81,11 @@ class AheadSource:
         """Wait until nothing is being sampled."""
         self.prefetcher.settle()
 
-    def close(self) -> None:
-        """Stop producing."""
-        self.prefetcher.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the batch in the making. A Ctrl-C meanwhile ends the wait; `error`, if any, stays the first."""
+        self.prefetcher.__exit__(kind, error, trace)

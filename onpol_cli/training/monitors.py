@@ -24,6 +24,8 @@ GAUSSIAN = 1.4826
 """Standard deviation of a normal variable in units of its median absolute deviation."""
 LENGTH_WAY = 0.75
 """Share of the way from the first mean length to the token limit, where the limit hides `length_factor`."""
+LENGTH_GROWTH = 1.5
+"""Least multiple of the first mean length there: near the limit that share of the way is no explosion."""
 REWARD_STEPS = 5
 """Steps at the start, and latest steps, whose means the reward-hacking watch compares."""
 
@@ -120,7 +122,8 @@ class Monitors:
         first = self.first.setdefault("length", length)
         bound = self.config.length_factor * first
         if self.limit is not None and first < self.limit < bound:
-            bound = first + LENGTH_WAY * (self.limit - first)
+            least = min(LENGTH_GROWTH, self.config.length_factor) * first
+            bound = max(first + LENGTH_WAY * (self.limit - first), least)
         if length <= bound:
             return None
         of_limit = f" (limit {self.limit})" if self.limit is not None else ""

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,13 @@ from test_killed import assert_equal, state, steady
 from onpol_cli import cli
 from onpol_cli.core.compose import compose
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.learner.learner import Learner
+from onpol_cli.learner.nonfinite import NonFinite
 from onpol_cli.process import run as command_line
+from onpol_cli.rollout.hf import HfEngine
 from onpol_cli.runs.checkpoint import steps_saved, verify
 from onpol_cli.runs.rundir import read_lines, read_manifest
+from onpol_cli.sandbox import Sandbox
 from onpol_cli.stages.build import find_checkpoint
 from onpol_cli.stages.train import train_model
 
@@ -173,3 +180,46 @@ def test_a_run_that_samples_one_batch_ahead_resumes_bit_for_bit(tmp_path):
     assert train(tmp_path, "again", *words, resume=True) == again
     assert steady(again) == steady(whole)
     assert_equal(state(again, 4), state(whole, 4))
+
+
+def not_finite() -> None:
+    raise NonFinite("Non-finite loss")
+
+
+def second_ctrl_c() -> None:
+    for _ in range(2):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("stop", "error"), [(not_finite, RunFailed), (second_ctrl_c, KeyboardInterrupt)])
+def test_a_run_that_stops_closes_nothing_under_the_batch_that_is_being_made(tmp_path, monkeypatch, stop, error):
+    busy, started, closed = [], threading.Event(), []
+    generate, step = HfEngine.generate, Learner.step
+
+    def slow(self, *args):
+        ahead = threading.current_thread() is not threading.main_thread()
+        if ahead:
+            busy.append(1)
+            started.set()
+            time.sleep(1.0)
+        rollouts = generate(self, *args)
+        if ahead:
+            busy.pop()
+        return rollouts
+
+    def stopped(self, examples):
+        assert started.wait(60)
+        stop()
+        return step(self, examples)
+
+    def watched(kind, close):
+        return lambda self: (closed.append((kind.__name__, len(busy))), close(self))[1]
+
+    monkeypatch.setattr(HfEngine, "generate", slow)
+    monkeypatch.setattr(Learner, "step", stopped)
+    for kind in (HfEngine, Sandbox):
+        monkeypatch.setattr(kind, "close", watched(kind, kind.close))
+    with pytest.raises(error):
+        train(tmp_path, "run", *WORDS, "rollout.max_off_policy_steps=1")
+    assert closed == [("HfEngine", 0), ("Sandbox", 0)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("onpol-rollouts")]

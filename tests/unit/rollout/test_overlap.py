@@ -1,9 +1,14 @@
 """The prefetcher: order, staleness, hand-over of errors."""
 
+import logging
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
+from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.rollout.overlap import Prefetcher
 
@@ -77,3 +82,82 @@ def test_a_batch_that_never_comes_ends_the_run():
         batches.take(1)
     stuck.set()
     batches.close()
+
+
+def test_a_batch_waited_for_in_vain_is_not_waited_for_again():
+    stuck, began = threading.Event(), time.monotonic()
+    with (
+        pytest.raises(RunFailed, match="within 0 s"),
+        Prefetcher(lambda step: stuck.wait(60) if step else step, lambda: 0, steps=2, timeout_s=0.05) as batches,
+    ):
+        batches.take(0)
+        batches.take(1)
+    assert time.monotonic() - began < 30
+    stuck.set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_waits_for_the_batch_under_way_and_keeps_the_first_error(fails):
+    go, log, said = threading.Event(), [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+
+    def produce(step):
+        if step == 1:
+            assert go.wait(30)
+            if fails:
+                raise RunFailed("no server is left")
+        log.append(step)
+        return step
+
+    LOGGER.addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match="the first"), Prefetcher(produce, lambda: 0, steps=3) as batches:
+            batches.take(0)
+            threading.Timer(0.1, go.set).start()
+            raise ValueError("the first")
+    finally:
+        LOGGER.removeHandler(handler)
+    assert log == ([0] if fails else [0, 1])
+    assert said == (["the batch of step 1 failed: RunFailed: no server is left"] if fails else [])
+
+
+def test_a_failure_that_ended_the_run_is_not_told_twice(caplog):
+    def produce(step):
+        if step == 1:
+            raise RunFailed("no server is left")
+
+    LOGGER.addHandler(caplog.handler)
+    try:
+        with pytest.raises(RunFailed, match="no server"), Prefetcher(produce, lambda: 0, steps=3) as batches:
+            batches.take(0)
+            batches.settle()
+    finally:
+        LOGGER.removeHandler(caplog.handler)
+    assert caplog.records == []
+
+
+ENDLESS = """
+import os, signal, sys, threading, time
+from onpol_cli.rollout import overlap
+overlap.PATIENCE_S = 0.1
+def waits(line):
+    print(line, flush=True)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+overlap.say = waits
+with overlap.Prefetcher(lambda step: time.sleep(600 * step), lambda: 0, steps=2) as batches:
+    batches.take(0)
+    if sys.argv[1:]:
+        raise ValueError("the first")
+print("not reached")
+"""
+"""A run whose batch ahead takes ten minutes; Ctrl-C comes when it says that it waits."""
+
+
+@pytest.mark.parametrize("error", [(), ("error",)])
+def test_ctrl_c_ends_the_wait_and_the_process(error):
+    done = subprocess.run([sys.executable, "-c", ENDLESS, *error], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["Waiting for the batch that is being sampled and graded. Ctrl-C ends the wait."]
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == ("ValueError: the first" if error else "KeyboardInterrupt")

@@ -105,6 +105,26 @@ def test_an_explosion_of_length_fires_below_the_token_limit():
     with pytest.raises(RunFailed, match=r"115 tokens \(limit 128\), 2\.3 x .*length_factor"):
         run_of(stopping(128), rows)
     run_of(stopping(128), [{"length/mean": 51.0}, {"length/mean": 105.0}])
+    with pytest.raises(RunFailed, match=r"240 tokens \(limit 256\), 1\.6 x .*length_factor"):
+        run_of(stopping(256), [{"length/mean": 150.0}, {"length/mean": 240.0}])
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "later"), [(256, 240.0, 253.0), (256, 200.0, 243.0), (256, 200.0, 256.0), (24, 23.5, 24.0)]
+)
+def test_a_few_tokens_more_near_the_limit_are_no_explosion(limit, first, later):
+    run_of(stopping(limit), [{"length/mean": first}, {"length/mean": later}])
+    with pytest.raises(RunFailed, match="truncated_share"):  # what watches there
+        stopping(limit).check(0, {"length/mean": limit, "outcome/truncated": 0.6})
+
+
+def test_a_smaller_length_factor_is_obeyed_near_the_limit():
+    rows = [{"length/mean": 220.0}, {"length/mean": 254.0}]
+    run_of(stopping(256, length_factor=1.2), rows)  # the limit itself is only 1.16 times the first
+    with pytest.raises(RunFailed, match="length_factor"):
+        run_of(stopping(256, length_factor=1.1), rows)
+    with pytest.raises(RunFailed, match=r"1\.3 x"):
+        run_of(stopping(256, length_factor=1.25), [{"length/mean": 200.0}, {"length/mean": 252.0}])
 
 
 def test_underpaid_passes_are_counted_among_the_passes():
