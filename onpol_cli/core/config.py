@@ -305,8 +305,8 @@ class RolloutConfig:
     """vLLM with lora_sync=adapter: largest rank that it reserves for."""
     weight_transfer: WeightTransfer = WeightTransfer.auto
     """vllm_server: auto, reload, ipc or nccl. ipc and nccl need a GPU and one learner process."""
-    max_context: int = 4096
-    """vLLM: prompt plus completion that it reserves for, tokens; at most the model's own."""
+    max_context: int = 0
+    """vLLM: prompt plus completion that it reserves for, tokens, at most the model's own; 0 takes model.max_context."""
     exchange: str = ""
     """Folder through which servers receive weights, visible to all of them; empty: memory-backed storage here."""
     servers: list[str] = field(default_factory=list)
@@ -534,3 +534,6 @@ class Config:
     matrix: MatrixConfig = field(default_factory=MatrixConfig)
     claims: Any = None
     """Claims to judge (conf/claims/*.yaml), read by the comparison."""
+
+    def __post_init__(self) -> None:
+        self.rollout.max_context = self.rollout.max_context or self.model.max_context

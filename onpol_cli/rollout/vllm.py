@@ -23,7 +23,7 @@ from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
 from onpol_cli.learner.weights import Adapter, merged_weights
-from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
+from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary, reserved_context
 from onpol_cli.rollout.exchange import (
     exchange_folder,
     make_folder,
@@ -84,7 +84,7 @@ class VllmEngine:
         self.config, self.tokenizer, self.log = config, tokenizer, log_path()
         shape = AutoConfig.from_pretrained(model_path)
         self.vocabulary = real_vocabulary(tokenizer, shape.vocab_size)
-        self.context = min(config.max_context, shape.max_position_embeddings)
+        self.context = reserved_context(config, shape.max_position_embeddings)
         self.eos: int | None = tokenizer.eos_token_id
         self.weight_version, self.last_stats = -1, EngineStats()
         self.names: set[str] = set()

@@ -8,6 +8,7 @@ import pytest
 from onpol_cli.core.config import RolloutConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.rollout import vllm
+from onpol_cli.rollout.engine import reserved_context
 from onpol_cli.rollout.vllm import VllmEngine
 
 
@@ -86,3 +87,8 @@ def test_several_learners_have_an_engine_each_on_a_gpu_of_their_own(calls, tmp_p
     monkeypatch.setattr(vllm, "require_vllm", lambda setting: None)
     with pytest.raises(OnpolError, match=r"tensor_parallel is 2\. Set it to 1, or use rollout=vllm_server"):
         VllmEngine(RolloutConfig(tensor_parallel=2), "folder", None)
+
+
+def test_an_engine_reserves_for_at_most_the_models_positions():
+    found = [reserved_context(RolloutConfig(max_context=tokens), 256) for tokens in (0, 100, 4096)]
+    assert found == [256, 100, 256]
