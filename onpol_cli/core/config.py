@@ -315,7 +315,8 @@ class RolloutConfig:
     teacher_servers: list[str] = field(default_factory=list)
     """method.scorer=vllm_server: base URLs of servers of the teacher; empty starts one on loopback."""
     timeout_s: float = 600.0
-    """Bound on every wait for an engine."""
+    """Longest wait for an engine: for the next of its requests to end (vllm), for each answer, start and transfer
+    (vllm_server), for a batch that is made ahead."""
     concurrency: int = 64
     retries: int = 4
     canary_tolerance: float = 0.02

@@ -163,7 +163,7 @@ class VllmEngine:
         """Rollouts ordered by prompt, then sample.
 
         Raises:
-            RunFailed: vLLM failed, or took longer than `rollout.timeout_s`.
+            RunFailed: vLLM failed, or finished no request for `rollout.timeout_s`.
         """
         check_prompts(prompts, sampling, self.vocabulary, self.context)
         assert not self.asleep, "wake the engine before it samples"
@@ -190,7 +190,7 @@ class VllmEngine:
 
         engine = self.llm.llm_engine
         found: dict[int, Any] = {}
-        deadline = time.monotonic() + self.config.timeout_s
+        limit, last = self.config.timeout_s, time.monotonic()
         try:
             for number, (prompt, sample) in enumerate(jobs):
                 params = SamplingParams(
@@ -201,11 +201,14 @@ class VllmEngine:
                     str(number), TokensPrompt(prompt_token_ids=list(prompt.ids)), params, lora_request=self.adapter
                 )
             while engine.has_unfinished_requests():
-                found |= {int(out.request_id.split("-")[0]): out.outputs[0] for out in engine.step() if out.finished}
-                if time.monotonic() > deadline:
+                done = {int(out.request_id.split("-")[0]): out.outputs[0] for out in engine.step() if out.finished}
+                found |= done
+                if done:
+                    last = time.monotonic()
+                elif time.monotonic() - last > limit:
                     raise RunFailed(
-                        f"vLLM answered {len(found)} of {len(jobs)} requests in {self.config.timeout_s:.0f} s "
-                        "(rollout.timeout_s). Raise it, or lower the batch; the checkpoint is kept: --resume."
+                        f"vLLM finished no request in {limit:.0f} s (rollout.timeout_s), {len(found)} of {len(jobs)} "
+                        "before. Raise it, or lower rollout.max_batch; the last checkpoint is kept: --resume."
                     )
         except RuntimeError as error:  # out of memory, a dead engine core, a failed kernel
             raise RunFailed(
