@@ -114,6 +114,8 @@ class VllmEngine:
     def _start(self, model_path: str, seed: int) -> Any:
         """A vLLM `LLM`, with the weights in `model_path` or uninitialised ones."""
         values = defaults()
+        if on_gpu() and several_processes():  # vLLM makes cuda:LOCAL_RANK, where Slurm may show a task one GPU alone
+            values["LOCAL_RANK"] = str(torch.cuda.current_device())
         with contained(values), quiet(self.log):
             if "VLLM_CONFIGURE_LOGGING" in values:  # the user has not set it
                 route_logs(self.log)

@@ -1,5 +1,6 @@
 """vLLM in process where only a GPU goes: sleep and its end, several learner processes. vLLM itself is a recorder."""
 
+import os
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -88,6 +89,21 @@ def test_several_learners_have_an_engine_each_on_a_gpu_of_their_own(calls, tmp_p
     monkeypatch.setattr(vllm, "require_vllm", lambda setting: None)
     with pytest.raises(OnpolError, match=r"tensor_parallel is 2\. Set it to 1, or use rollout=vllm_server"):
         VllmEngine(RolloutConfig(tensor_parallel=2), "folder", None)
+
+
+@pytest.mark.parametrize(("several", "there"), [(True, "0"), (False, "3")])
+def test_an_engine_starts_on_the_gpu_of_its_process_whatever_its_rank(calls, tmp_path, monkeypatch, several, there):
+    """As under `srun --gpus-per-task=1`: the fourth task of a node sees one GPU, which is its number 0."""
+    started = []
+    sys.modules["vllm"].LLM = lambda **arguments: started.append(os.environ["LOCAL_RANK"])
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "1")
+    monkeypatch.setattr(vllm, "several_processes", lambda: several)
+    monkeypatch.setattr(vllm.torch.cuda, "current_device", lambda: 0)
+    engine = engine_on(None, tmp_path)
+    engine.vocabulary, engine.context = 10, 64
+    engine._start("folder", 0)
+    assert started == [there] and os.environ["LOCAL_RANK"] == "3"
 
 
 class Clockwork:
