@@ -175,7 +175,7 @@ class ModelConfig:
     """Format in which weights are held. Full training wants float32: bf16 rounds small steps away (docs/gpu.md)."""
     device: Device = Device.auto
     attention: str = "auto"
-    """transformers' attn_implementation; `auto` chooses by device."""
+    """transformers' attn_implementation; `auto` leaves it to transformers. The native decoder has its own attention."""
     random_weights: bool = False
     """Build the architecture of `path`'s config.json with random weights (no weights needed)."""
     max_context: int = 4096
