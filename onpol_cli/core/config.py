@@ -175,7 +175,7 @@ class ModelConfig:
     """Format in which weights are held. Full training wants float32: bf16 rounds small steps away (docs/gpu.md)."""
     device: Device = Device.auto
     attention: str = "auto"
-    """transformers' attn_implementation; `auto` chooses by device."""
+    """transformers' attn_implementation; `auto` leaves it to transformers. The native decoder has its own attention."""
     random_weights: bool = False
     """Build the architecture of `path`'s config.json with random weights (no weights needed)."""
     max_context: int = 4096
@@ -305,8 +305,8 @@ class RolloutConfig:
     """vLLM with lora_sync=adapter: largest rank that it reserves for."""
     weight_transfer: WeightTransfer = WeightTransfer.auto
     """vllm_server: auto, reload, ipc or nccl. ipc and nccl need a GPU and one learner process."""
-    max_context: int = 4096
-    """vLLM: prompt plus completion that it reserves for, tokens; at most the model's own."""
+    max_context: int = 0
+    """vLLM: prompt plus completion that it reserves for, tokens, at most the model's own; 0 takes model.max_context."""
     exchange: str = ""
     """Folder through which servers receive weights, visible to all of them; empty: memory-backed storage here."""
     servers: list[str] = field(default_factory=list)
@@ -315,7 +315,8 @@ class RolloutConfig:
     teacher_servers: list[str] = field(default_factory=list)
     """method.scorer=vllm_server: base URLs of servers of the teacher; empty starts one on loopback."""
     timeout_s: float = 600.0
-    """Bound on every wait for an engine."""
+    """Longest wait for an engine: for the next of its requests to end (vllm), for each answer, start and transfer
+    (vllm_server), for a batch that is made ahead."""
     concurrency: int = 64
     retries: int = 4
     canary_tolerance: float = 0.02
@@ -535,3 +536,6 @@ class Config:
     matrix: MatrixConfig = field(default_factory=MatrixConfig)
     claims: Any = None
     """Claims to judge (conf/claims/*.yaml), read by the comparison."""
+
+    def __post_init__(self) -> None:
+        self.rollout.max_context = self.rollout.max_context or self.model.max_context

@@ -1,7 +1,8 @@
 """The output matrix in chunks of tokens: per-token numbers whose full logits are never held.
 
-Owns the autograd function that every log-prob, entropy and divergence of onpol goes through. What is
-computed from a chunk of logits is a `Rule` (`logprobs.TokenRule`, `divergence.*`); this module knows none.
+Owns how a chunk of logits is made, everywhere in onpol, and the autograd function that divergences go through
+(log-probs have their own, in `logprobs`). What is computed from a chunk there is a `Rule`
+(`divergence.DivergenceRule`); this module knows none.
 
 Why hand-written: autograd (also with checkpointing) makes one `[V, H]` weight gradient per chunk and
 adds them up. Here backward recomputes a chunk's logits, turns them in place into their gradient, and

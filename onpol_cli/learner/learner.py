@@ -61,7 +61,7 @@ class Learner:
         model: the policy, with adapters injected if only these are trained.
         tokenizer: its tokenizer (saved with checkpoints), or just the number of real tokens.
         config: `learner`, `optim`, `method` and the sampling temperature are read.
-        total_steps: length of the learning-rate schedule.
+        total_steps: length of the learning-rate schedule; `plan_steps` changes it.
         device: where it runs.
         teacher_head: [V, H_teacher] teacher's output matrix, whole or sharded, for exact divergences.
     """
@@ -111,6 +111,10 @@ class Learner:
     def steps_done(self) -> int:
         """Optimiser steps taken."""
         return self.optimiser.steps_done
+
+    def plan_steps(self, total: int) -> None:
+        """Spread the learning-rate schedule over `total` steps, the run's own number once it is known."""
+        self.optimiser.total_steps = max(1, total)
 
     def step(self, examples: Sequence[TrainExample]) -> dict[str, float]:
         """One optimiser step over all `examples`, in micro-batches of `learner.micro_tokens`.

@@ -117,6 +117,11 @@ def real_vocabulary(tokenizer: Any, rows: int) -> int:
     return size
 
 
+def reserved_context(config: RolloutConfig, positions: int) -> int:
+    """Longest prompt plus completion that a vLLM engine reserves for: `max_context` (0: all), at most `positions`."""
+    return min(config.max_context or positions, positions)
+
+
 def check_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, vocabulary: int, context: int) -> None:
     """Refuse prompts that no engine could answer.
 
@@ -139,7 +144,8 @@ def check_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, vocabular
         if len(prompt.ids) + longest > context:
             raise OnpolError(
                 f"Prompt {prompt.problem_id!r} has {len(prompt.ids)} tokens and may grow by {longest}, beyond the "
-                f"model's context of {context}. Lower rollout.sampling.max_new_tokens or drop the prompt."
+                f"sampler's context of {context} (the model's own, or vLLM's rollout.max_context). Lower "
+                "rollout.sampling.max_new_tokens (evaluation: eval.max_new_tokens) or drop the prompt."
             )
         assert not prompt.limits or len(prompt.limits) == prompt.samples, "one limit per sample"
 

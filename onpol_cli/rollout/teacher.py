@@ -22,7 +22,7 @@ from onpol_cli.core.config import Engine, LoraSync, RolloutConfig, WeightTransfe
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.learner.weights import merged_weights
-from onpol_cli.rollout.engine import real_vocabulary
+from onpol_cli.rollout.engine import real_vocabulary, reserved_context
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_model
 from onpol_cli.rollout.server_client import Endpoint, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
@@ -112,7 +112,8 @@ class ServerScorer:
 
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
         vocabulary = real_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0])
-        context = min(config.max_context + 1, model.config.max_position_embeddings)
+        positions = model.config.max_position_embeddings
+        context = min(reserved_context(config, positions) + 1, positions)
         folder = make_folder(config.exchange)
         try:
             write_model(folder, merged_weights(model), model.config, vocabulary, tokenizer)

@@ -23,7 +23,7 @@ from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
 from onpol_cli.learner.weights import Adapter, merged_weights
-from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
+from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary, reserved_context
 from onpol_cli.rollout.exchange import (
     exchange_folder,
     make_folder,
@@ -84,7 +84,7 @@ class VllmEngine:
         self.config, self.tokenizer, self.log = config, tokenizer, log_path()
         shape = AutoConfig.from_pretrained(model_path)
         self.vocabulary = real_vocabulary(tokenizer, shape.vocab_size)
-        self.context = min(config.max_context, shape.max_position_embeddings)
+        self.context = reserved_context(config, shape.max_position_embeddings)
         self.eos: int | None = tokenizer.eos_token_id
         self.weight_version, self.last_stats = -1, EngineStats()
         self.names: set[str] = set()
@@ -114,6 +114,8 @@ class VllmEngine:
     def _start(self, model_path: str, seed: int) -> Any:
         """A vLLM `LLM`, with the weights in `model_path` or uninitialised ones."""
         values = defaults()
+        if on_gpu() and several_processes():  # vLLM makes cuda:LOCAL_RANK, where Slurm may show a task one GPU alone
+            values["LOCAL_RANK"] = str(torch.cuda.current_device())
         with contained(values), quiet(self.log):
             if "VLLM_CONFIGURE_LOGGING" in values:  # the user has not set it
                 route_logs(self.log)
@@ -163,7 +165,7 @@ class VllmEngine:
         """Rollouts ordered by prompt, then sample.
 
         Raises:
-            RunFailed: vLLM failed, or took longer than `rollout.timeout_s`.
+            RunFailed: vLLM failed, or finished no request for `rollout.timeout_s`.
         """
         check_prompts(prompts, sampling, self.vocabulary, self.context)
         assert not self.asleep, "wake the engine before it samples"
@@ -190,7 +192,7 @@ class VllmEngine:
 
         engine = self.llm.llm_engine
         found: dict[int, Any] = {}
-        deadline = time.monotonic() + self.config.timeout_s
+        limit, last = self.config.timeout_s, time.monotonic()
         try:
             for number, (prompt, sample) in enumerate(jobs):
                 params = SamplingParams(
@@ -201,11 +203,14 @@ class VllmEngine:
                     str(number), TokensPrompt(prompt_token_ids=list(prompt.ids)), params, lora_request=self.adapter
                 )
             while engine.has_unfinished_requests():
-                found |= {int(out.request_id.split("-")[0]): out.outputs[0] for out in engine.step() if out.finished}
-                if time.monotonic() > deadline:
+                done = {int(out.request_id.split("-")[0]): out.outputs[0] for out in engine.step() if out.finished}
+                found |= done
+                if done:
+                    last = time.monotonic()
+                elif time.monotonic() - last > limit:
                     raise RunFailed(
-                        f"vLLM answered {len(found)} of {len(jobs)} requests in {self.config.timeout_s:.0f} s "
-                        "(rollout.timeout_s). Raise it, or lower the batch; the checkpoint is kept: --resume."
+                        f"vLLM finished no request in {limit:.0f} s (rollout.timeout_s), {len(found)} of {len(jobs)} "
+                        "before. Raise it, or lower rollout.max_batch; the last checkpoint is kept: --resume."
                     )
         except RuntimeError as error:  # out of memory, a dead engine core, a failed kernel
             raise RunFailed(

@@ -24,7 +24,7 @@ from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.types import Rollout
 from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.learner.weights import Adapter, merged_weights
-from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary
+from onpol_cli.rollout.engine import EngineStats, Prompt, check_prompts, real_vocabulary, reserved_context
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_adapter, write_model, write_weights
 from onpol_cli.rollout.server_client import Endpoint, EndpointDown, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
@@ -58,7 +58,7 @@ class ServerEngine:
             model = AutoModelForCausalLM.from_pretrained(model_path, dtype=config.dtype.value)
         rows: int = model.get_output_embeddings().weight.shape[0]
         self.vocabulary = real_vocabulary(tokenizer, rows)
-        self.context = min(config.max_context, model.config.max_position_embeddings)
+        self.context = reserved_context(config, model.config.max_position_embeddings)
         self.eos: int | None = tokenizer.eos_token_id
         self.weight_version, self.last_stats = 0, EngineStats()
         self.token = world.agreed(lambda: uuid.uuid4().hex[:8])

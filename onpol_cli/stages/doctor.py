@@ -63,6 +63,7 @@ def examine(config: Config, overrides: Sequence[str] = ()) -> list[Finding]:
         checks.check_isolation,
         checks.check_disk,
         checks.check_model,
+        checks.check_eval_context,
         check_memory,
         check_precision,
         checks.check_benches,
@@ -79,7 +80,8 @@ def row_findings(config: Config, overrides: Sequence[str]) -> list[Finding]:
     for row in config.matrix.rows:
         own = composed_row(row, config, overrides)
         trained = [] if row.command == "base" else [*check_memory(own), *check_precision(own)]
-        for finding in [*checks.check_sampling(own), *checks.check_context(own), *trained]:
+        room = [*checks.check_context(own), *checks.check_eval_context(own)]
+        for finding in [*checks.check_sampling(own), *room, *trained]:
             if finding.level is not Level.ok:
                 found.append(replace(finding, check=f"row {row.name}: {finding.check}"))
     return found

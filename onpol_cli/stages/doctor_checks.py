@@ -301,13 +301,38 @@ def _in_cache(name: str) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
-def check_context(config: Config) -> list[Finding]:
-    """Room for a prompt beside the longest answer."""
-    room = config.model.max_context - config.rollout.sampling.max_new_tokens
-    if room > 0:
+def context_limit(config: Config) -> tuple[str, int]:
+    """The setting that bounds prompt plus answer, and its tokens: the sampler's where vLLM reserves less."""
+    model, sampler = config.model.max_context, config.rollout.max_context
+    shorter = config.rollout.engine is not Engine.hf and sampler < model
+    return ("rollout.max_context", sampler) if shorter else ("model.max_context", model)
+
+
+def _room(config: Config, setting: str, answer: int) -> list[Finding]:
+    """Whether a prompt fits beside an answer of `answer` tokens, which `setting` allows."""
+    name, limit = context_limit(config)
+    if answer < limit:
         return []
-    message = f"rollout.sampling.max_new_tokens={config.rollout.sampling.max_new_tokens} leaves no room for a prompt"
-    return [failure("context", message, f"Lower it below model.max_context={config.model.max_context}, or raise that.")]
+    message = f"{setting}={answer} leaves no room for a prompt"
+    return [failure("context", message, f"Lower it below {name}={limit}, or raise that.")]
+
+
+def check_context(config: Config) -> list[Finding]:
+    """Room for a prompt beside the longest answer, in the learner's context and in what vLLM reserves."""
+    answer = config.rollout.sampling.max_new_tokens
+    if found := _room(config, "rollout.sampling.max_new_tokens", answer):
+        return found
+    name, limit = context_limit(config)
+    if limit == config.model.max_context:
+        return []
+    message = f"{name}={limit} is below model.max_context={config.model.max_context}"
+    message += f": a prompt of more than {limit - answer} tokens would end the run"
+    return [warning("context", message, f"Leave {name} out, or use model.max_context={limit}.")]
+
+
+def check_eval_context(config: Config) -> list[Finding]:
+    """The same room in evaluations."""
+    return _room(config, "eval.max_new_tokens", config.eval.max_new_tokens)
 
 
 def check_tutors(config: Config) -> list[Finding]:

@@ -32,7 +32,7 @@ FREE_ROLLOUT = (
 FREE_COST = (
     *("learner.micro_tokens", "learner.gradient_checkpointing", "learner.threads", "learner.compile", "learner.liger"),
     *("rollout.max_batch", "rollout.gpu_memory", "rollout.enforce_eager", "rollout.sleep", "rollout.tensor_parallel"),
-    *("sandbox.workers", "model.device"),
+    *("rollout.max_context", "sandbox.workers", "model.device"),
 )
 """Likewise what a step costs: lowered after it ran out of memory."""
 REMEDIES = ("optim.lr", "monitor.", "rollout.canary_tolerance")

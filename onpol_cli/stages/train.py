@@ -219,6 +219,7 @@ def assemble(
     run.update_manifest(isolation=sandbox.isolation, problems=len(problems))
     method = build_method(config.method, method_context(bench))
     source, steps = make_source(run, bench, method, stack)
+    learner.plan_steps(steps)  # of what was selected, where that is not every problem
     return bench, method, source, steps
 
 

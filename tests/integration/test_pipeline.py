@@ -1,6 +1,7 @@
 """Tutor, student, evaluation, comparison: through the command line's own functions, on the shipped base."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from onpol_cli.core.compose import compose
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.runs.rundir import read_lines, read_manifest
 from onpol_cli.stages.train import train_model
+from onpol_cli.training.sources import DatasetSource
 
 SMALL = ["task.problems=24", "learner.threads=1", "sandbox.workers=1"]
 POLICY = ["method.prompts=3", "method.group=2", "rollout.sampling.max_new_tokens=32"]
@@ -119,6 +121,34 @@ def test_tutors_from_base_samples(root, method):
     rows = steady(run)
     assert [row["step"] for row in rows] == [-1, 0, 1]
     assert rows[0]["tokens/generated"] > 0
+
+
+def breaking_at(last: int):
+    """`DatasetSource.groups` that fails at step `last`."""
+    whole = DatasetSource.groups
+
+    def groups(self, step):
+        if step == last:
+            raise RunFailed("broken on purpose")
+        return whole(self, step)
+
+    return groups
+
+
+@pytest.mark.parametrize(("method", "epochs", "broken"), [("rsft", 2, False), ("rsft", 2, True), ("dpo", 4, False)])
+def test_the_rate_falls_over_the_steps_of_what_was_selected(root, monkeypatch, method, epochs, broken):
+    words = [f"method={method}", "task.problems=24", "method.group=4", "method.steps=0", f"method.epochs={epochs}"]
+    words += ["method.batch=4", "optim.schedule=cosine", "optim.warmup=0", "optim.lr=1e-4"]
+    words, name = [*words, "run.save_every=1"], f"rate-{method}-{broken}"
+    if broken:
+        with monkeypatch.context() as patch, pytest.raises(RunFailed, match="broken on purpose"):
+            patch.setattr(DatasetSource, "groups", breaking_at(2))
+            train(root, name, *words)
+    run = train(root, name, *words, resume=broken)
+    rates = [row["lr"] for row in steady(run) if row["step"] >= 0]
+    steps = read_manifest(run)["planned_steps"]
+    assert len(rates) == steps != 24 * epochs // 4, "as many as problems would prove nothing"
+    assert rates == pytest.approx([1e-4 * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)])
 
 
 def test_same_seed_same_metrics(root, tutor):

@@ -11,6 +11,7 @@ from onpol_cli.core.compose import as_dict, compose
 from onpol_cli.core.config import Config
 from onpol_cli.core.settings import conf_dir, groups
 from onpol_cli.methods.registry import METHODS, check_method
+from onpol_cli.stages.doctor_checks import check_context, check_eval_context
 
 CHOICES = [(group, choice) for group, names in groups().items() for choice in names if group != "recipe"]
 RECIPES = [file.stem for file in sorted((conf_dir() / "recipe").glob("*.yaml"))]
@@ -49,6 +50,21 @@ def test_every_file_opens_with_a_comment(file: str) -> None:
 def test_an_experiment_says_how_it_is_run(experiment: str) -> None:
     text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     assert re.search(r"^# onpol \w+", text, re.MULTILINE)
+
+
+PROMPT_TOKENS = 320
+"""Room that every experiment leaves for prompts."""
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_experiment_leaves_vllm_room_for_prompts(experiment: str) -> None:
+    words = [f"experiment={experiment}", "rollout=vllm"]
+    for row in [None, *compose(words).matrix.rows]:
+        config = compose([*words, *(row.overrides if row else [])])
+        context = min(config.model.max_context, config.rollout.max_context)
+        for answer in (config.rollout.sampling.max_new_tokens, config.eval.max_new_tokens):
+            assert context - answer >= PROMPT_TOKENS
+        assert check_context(config) == check_eval_context(config) == []
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])

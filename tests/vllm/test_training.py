@@ -180,7 +180,7 @@ def servers(environment, count, config, folder):
             patch.delenv(name)
         patch.setenv("OMP_NUM_THREADS", "1")
         names = [f"test-own-{number}" for number in range(count)]
-        started = start_servers(Path(folder), config, min(384, config.max_context), 0, names)
+        started = start_servers(Path(folder), config, min(384, config.max_context or 384), 0, names)
     try:
         yield [server.url for server in started]
     finally:

@@ -32,6 +32,13 @@ def test_the_experiment_beats_the_groups_and_the_command_line_beats_the_experime
     assert compose(["experiment=tiny", "model.max_context=640"]).model.max_context == 640
 
 
+def test_vllm_reserves_for_the_models_context_unless_told_otherwise() -> None:
+    assert compose(["experiment=paper"]).rollout.max_context == 8192
+    assert compose(["model.max_context=640"]).rollout.max_context == 640
+    assert compose(["model.max_context=640", "rollout.max_context=600"]).rollout.max_context == 600
+    assert from_yaml(to_yaml(compose(["rollout.max_context=600"]))).rollout.max_context == 600
+
+
 def test_a_recipe_belongs_to_its_experiment() -> None:
     assert compose(["experiment=tiny", "method=rl"]).method.prompts == 16
     assert compose(["experiment=none", "method=rl"]).method.prompts == 32

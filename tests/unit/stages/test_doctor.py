@@ -212,6 +212,30 @@ def test_no_room_for_a_prompt_is_an_error(config: Callable[..., Config]) -> None
     assert found.level is Level.error and checks.check_context(config()) == []
 
 
+@pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
+def test_no_room_in_what_vllm_reserves_is_an_error_too(config: Callable[..., Config], engine: str) -> None:
+    words = ["rollout.max_context=1024", "rollout.sampling.max_new_tokens=1024"]
+    (found,) = checks.check_context(config(f"rollout={engine}", *words))
+    assert found.level is Level.error and found.remedy == "Lower it below rollout.max_context=1024, or raise that."
+    assert found in preflight(config(f"rollout={engine}", "method=rl", *words), "tutor")
+    assert checks.check_context(config(*words)) == [], "the embedded engine reserves nothing"
+
+
+def test_prompts_that_vllm_has_no_room_for_are_warned_of(config: Callable[..., Config]) -> None:
+    words = ["rollout=vllm", "rollout.sampling.max_new_tokens=100"]
+    (found,) = checks.check_context(config(*words, "rollout.max_context=512"))
+    assert found.level is Level.warning and "a prompt of more than 412 tokens would end the run" in found.message
+    for enough in (config(*words, "rollout.max_context=4096"), config(*words)):
+        assert checks.check_context(enough) == []
+
+
+def test_evaluations_need_room_too_but_do_not_keep_a_run_from_training(config: Callable[..., Config]) -> None:
+    own = config("eval.max_new_tokens=2048")
+    (found,) = checks.check_eval_context(own)
+    assert found.level is Level.error and found.remedy == "Lower it below model.max_context=2048, or raise that."
+    assert found in examine(own) and found not in preflight(own, "tutor")
+
+
 def test_a_tutor_with_the_same_tokens_fits(config: Callable[..., Config], teacher_folder: Path) -> None:
     (found,) = checks.check_tutors(config("method=opd", f"tutor={teacher_folder}"))
     assert found.level is Level.ok and "shares its tokens" in found.message

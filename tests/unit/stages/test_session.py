@@ -37,6 +37,7 @@ def test_what_a_message_advises_may_differ_and_is_told(tmp_path: Path) -> None:
     """Advice for a run that ran out of memory, of a monitor that stopped, of a loss that is not finite, of a canary."""
     cost = ("learner.micro_tokens=64", "rollout.max_batch=2", "rollout.gpu_memory=0.2", "sandbox.workers=1")
     cost += ("learner.gradient_checkpointing=true", "learner.threads=1", "model.device=cpu")
+    cost += ("rollout.max_context=512",)
     remedies = ("optim.lr=1e-9", "monitor.action=off", "rollout.canary_tolerance=0.5")
     started = compose(["optim.lr=1e-3", "rollout.canary_tolerance=0.1"])
     with RunDir.open(tmp_path / "run", resume=False) as run:
