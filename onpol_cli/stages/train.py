@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpol_cli.core.config import Config, LoraSync, ScorerKind
+from onpol_cli.core.config import Config, ScorerKind
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.core.types import Completion, Grade, Problem
 from onpol_cli.runs.rundir import RunDir
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from onpol_cli.learner.parallel import World
     from onpol_cli.learner.scorer import TeacherScorer
     from onpol_cli.methods.base import Context, Group, Method
-    from onpol_cli.rollout.engine import Prompt, RolloutEngine
+    from onpol_cli.rollout.engine import RolloutEngine
     from onpol_cli.tasks.protocol import Task
-    from onpol_cli.training.sources import CompletionSource, Sampler
+    from onpol_cli.training.sources import CompletionSource
 
 Ids = tuple[int, ...]
 Observer = Callable[[int, dict[str, float], "list[Group]"], None]
-CANARY_PROMPTS = 4
-"""Prompts on which the sampler proves after each sync that it has the learner's weights."""
 
 
 @dataclass
@@ -132,6 +130,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     from onpol_cli.methods.base import Source
     from onpol_cli.methods.registry import scores_by_teacher
     from onpol_cli.stages.progress import StepReporter
+    from onpol_cli.stages.syncing import measure_noise, sync_of, validation_of
     from onpol_cli.training.loop import Parts, train
     from onpol_cli.training.monitors import Monitors
 
@@ -143,7 +142,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     run.resumed = bench.learner.world.agreed(lambda: run.resumed)  # only the first process knows what it found
     measure_noise(run, bench)
     bench.rest()
-    sync = _sync(bench, source)
+    sync = sync_of(bench, source)
     parts = Parts(
         run=run,
         method=method,
@@ -152,7 +151,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         monitors=Monitors(config.monitor, config.rollout.sampling.max_new_tokens),
         steps=steps,
         sync=sync if method.source is not Source.DATASET else None,
-        validate=_validation(bench, config, sync) if config.run.validate_every else None,
+        validate=validation_of(bench, config, sync) if config.run.validate_every else None,
         scores_teacher=scores_by_teacher(config.method),
         on_step=_observer(run, config, reporter, bench.learner.world),
     )
@@ -317,25 +316,6 @@ def frozen_start(config: Config, model_config: Any, tokenizer: Any, learner: Lea
     return LocalScorer(model, real_vocab(tokenizer, model), config.learner, device, temperature, world)
 
 
-def canary_prompts(bench: Workbench) -> list[Prompt]:
-    """A few training prompts with fixed seeds."""
-    from onpol_cli.rollout.engine import Prompt
-
-    return [
-        Prompt(problem.problem_id, ids, seed=derive_seed(bench.config.seed, "canary", place))
-        for place, (problem, ids) in enumerate(bench.problems[:CANARY_PROMPTS])
-    ]
-
-
-def measure_noise(run: RunDir, bench: Workbench) -> None:
-    """Into the manifest: the teacher signal that would come from a teacher equal to the policy, pure numerics."""
-    from onpol_cli.rollout.health import noise_floor
-
-    if bench.engine is None or not bench.teachers or run.resumed:
-        return
-    run.update_manifest(noise_floor=noise_floor(bench.sample(canary_prompts(bench)), bench.learner.logprobs))
-
-
 def dump_to(run: RunDir, world: World) -> Callable[[dict[str, Any]], str]:
     """Where a non-finite step leaves its examples: a file for each process that has some."""
 
@@ -355,46 +335,3 @@ def dump_to(run: RunDir, world: World) -> Callable[[dict[str, Any]], str]:
         return str(path)
 
     return dump
-
-
-def _sync(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:
-    """Send the weights (or the adapter alone), then let the sampler prove with a few tokens that it has them."""
-    from onpol_cli.rollout.health import canary
-
-    if bench.engine is None:
-        return None
-    engine, learner, settings = bench.engine, bench.learner, bench.config.rollout
-    prompts = canary_prompts(bench)
-
-    def sync() -> dict[str, float]:
-        if hasattr(source, "settle"):
-            source.settle()
-        engine.wake()
-        if settings.lora_sync is LoraSync.adapter:
-            engine.sync_adapter(learner.adapter())
-        else:
-            engine.sync_weights(learner.named_weights())
-        if settings.canary_tolerance <= 0:
-            return {}
-        found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance, learner.world)
-        return {"canary/max_abs": found.largest}
-
-    return sync
-
-
-def _validation(
-    bench: Workbench, config: Config, sync: Callable[[], dict[str, float]] | None
-) -> Callable[[int], dict[str, float]]:
-    """Scores of the policy as it is now: synced first, since data set methods never sync otherwise."""
-    from onpol_cli.stages.validation import validator
-
-    assert sync is not None
-    sampler: Sampler = bench.sample
-    validate = validator(bench.task, bench.chat, sampler, config, bench.learner.world)
-    refresh = sync
-
-    def refreshed(done: int) -> dict[str, float]:
-        refresh()
-        return validate(done)
-
-    return refreshed

@@ -148,7 +148,8 @@ def profile(args: argparse.Namespace) -> dict[str, Any]:
 
     from onpol_cli.core.compose import compose
     from onpol_cli.runs.rundir import RunDir
-    from onpol_cli.stages.train import _sync, assemble, find_tutors
+    from onpol_cli.stages.syncing import sync_of
+    from onpol_cli.stages.train import assemble, find_tutors
     from onpol_cli.training.loop import Parts, one_step
     from onpol_cli.training.monitors import Monitors
 
@@ -160,7 +161,7 @@ def profile(args: argparse.Namespace) -> dict[str, Any]:
         tutors = find_tutors(config, args.method == "opd")
         bench, method, source, steps = assemble(run, config, tutors, stack)
         parts = Parts(
-            run, method, bench.learner, source, Monitors(config.monitor), steps, _sync(bench, source), None,
+            run, method, bench.learner, source, Monitors(config.monitor), steps, sync_of(bench, source), None,
             bool(bench.teachers),
         )  # fmt: skip
         for step in range(2):

@@ -1,0 +1,80 @@
+"""What keeps the sampler the policy: weights sent after each step, the canary that proves it, validation by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from onpol_cli.core.config import Config, LoraSync
+from onpol_cli.core.seeding import derive_seed
+from onpol_cli.runs.rundir import RunDir
+
+if TYPE_CHECKING:
+    from onpol_cli.rollout.engine import Prompt
+    from onpol_cli.stages.train import Workbench
+    from onpol_cli.training.sources import CompletionSource, Sampler
+
+CANARY_PROMPTS = 4
+"""Prompts on which the sampler proves after each sync that it has the learner's weights."""
+
+
+def canary_prompts(bench: Workbench) -> list[Prompt]:
+    """A few training prompts with fixed seeds."""
+    from onpol_cli.rollout.engine import Prompt
+
+    return [
+        Prompt(problem.problem_id, ids, seed=derive_seed(bench.config.seed, "canary", place))
+        for place, (problem, ids) in enumerate(bench.problems[:CANARY_PROMPTS])
+    ]
+
+
+def measure_noise(run: RunDir, bench: Workbench) -> None:
+    """Into the manifest: the teacher signal that would come from a teacher equal to the policy, pure numerics."""
+    from onpol_cli.rollout.health import noise_floor
+
+    if bench.engine is None or not bench.teachers or run.resumed:
+        return
+    run.update_manifest(noise_floor=noise_floor(bench.sample(canary_prompts(bench)), bench.learner.logprobs))
+
+
+def sync_of(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:
+    """Send the weights (or the adapter alone), then let the sampler prove with a few tokens that it has them."""
+    from onpol_cli.rollout.health import canary
+
+    if bench.engine is None:
+        return None
+    engine, learner, settings = bench.engine, bench.learner, bench.config.rollout
+    prompts = canary_prompts(bench)
+
+    def sync() -> dict[str, float]:
+        if hasattr(source, "settle"):
+            source.settle()
+        engine.wake()
+        if settings.lora_sync is LoraSync.adapter:
+            engine.sync_adapter(learner.adapter())
+        else:
+            engine.sync_weights(learner.named_weights())
+        if settings.canary_tolerance <= 0:
+            return {}
+        found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance, learner.world)
+        return {"canary/max_abs": found.largest}
+
+    return sync
+
+
+def validation_of(
+    bench: Workbench, config: Config, sync: Callable[[], dict[str, float]] | None
+) -> Callable[[int], dict[str, float]]:
+    """Scores of the policy as it is now: synced first, since data set methods never sync otherwise."""
+    from onpol_cli.stages.validation import validator
+
+    assert sync is not None
+    sampler: Sampler = bench.sample
+    validate = validator(bench.task, bench.chat, sampler, config, bench.learner.world)
+    refresh = sync
+
+    def refreshed(done: int) -> dict[str, float]:
+        refresh()
+        return validate(done)
+
+    return refreshed
