@@ -3,6 +3,8 @@
 The parent imports no torch. A worker runs parts one after another and reports each figure as a line of
 JSON the moment it is known; after a failure, a crash or a part's time limit the next part gets a fresh
 worker, since a device error or an out-of-memory leaves a process that nothing can be measured in.
+The time of all counts from this module's import, the search for a device included. `--out` holds what is
+known from the start on; SIGTERM and Ctrl-C end the check with its JSON object, too.
 """
 
 from __future__ import annotations
@@ -13,15 +15,22 @@ import itertools
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
+from onpol_cli.core.errors import RunFailed
+from onpol_cli.core.files import write_atomic
+
+BEGAN = time.monotonic()
 PARTS = {
     "machine": 20,
     "loss": 30,
@@ -40,6 +49,8 @@ PARTS = {
 WHOLE = sum(PARTS.values())
 LEAST = 3.0
 """A part with fewer seconds left than this is not begun."""
+MARGIN = 6.0
+"""Seconds at the end that no part may use: ending the worker, writing."""
 START = 60.0
 """Seconds that a worker may need to import torch, beside the first part's own."""
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu_check"
@@ -123,19 +134,63 @@ class Worker:
         except queue.Empty:
             return None
 
-    def stop(self) -> int:
-        """End it; its exit status."""
-        if self.process.poll() is None:
-            try:
-                self.process.wait(timeout=2.0)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        return self.process.wait()
+    def stop(self) -> int | None:
+        """End it; its exit status, or none if the device does not let go of it."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout=2.0)
+        self.process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout=3.0)
+        return None
 
 
-def run_part(name: str, worker: Worker, limit: float, end: float) -> dict[str, Any]:
+class Stopped(BaseException):
+    """A signal asks for the end."""
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Signal handler; `timeout` sends its signal twice, so that further ones are ignored."""
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(signal.Signals(number).name)
+
+
+@dataclass
+class Report:
+    """What is known so far.
+
+    Attributes:
+        out: the file that always holds it, if any.
+        device, small: what is measured on, and in which shapes.
+        records: by part.
+    """
+
+    out: Path | None
+    device: str = "unknown"
+    small: bool = False
+    records: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """One JSON object."""
+        seconds = round(time.monotonic() - BEGAN, 1)
+        result = {"device": self.device, "small": self.small, "seconds": seconds}
+        return json.dumps({**result, "ratios": ratios(self.records), "parts": self.records})
+
+    def keep(self, text: str = "") -> None:
+        """Write `text`, or what is known, to the file; if that fails, stdout still gets it in the end."""
+        if self.out is None:
+            return
+        try:
+            write_atomic(self.out, (text or self.text()) + "\n")
+        except RunFailed as error:
+            print(error, file=sys.stderr)
+
+
+def run_part(name: str, worker: Worker, limit: float, end: float, report: Report) -> None:
     """Follow one part to its end, its failure, its limit (counted from its beginning), or the `end` of all."""
-    record: dict[str, Any] = {"status": "timeout", "limit_s": round(limit, 1), "found": {}}
+    record: dict[str, Any] = {"status": "running", "limit_s": round(limit, 1), "found": {}}
+    report.records[name] = record
+    report.keep()
     deadline = min(end, time.monotonic() + START + limit)
     while (line := worker.line(deadline)) is not None:
         if line.get("begin") == name:
@@ -143,35 +198,52 @@ def run_part(name: str, worker: Worker, limit: float, end: float) -> dict[str, A
         elif line.get("part") == name:
             record["found"][line["key"]] = line["value"]
             print(f"  {line['key']}: {json.dumps(line['value'])}", file=sys.stderr)
+            report.keep()
         elif line.get("end") == name:
-            return record | {key: value for key, value in line.items() if key != "end"}
+            record |= {key: value for key, value in line.items() if key != "end"}
+            return
     if time.monotonic() < deadline:
-        return record | {"status": "failed", "error": f"the process ended with status {worker.stop()}"}
-    return record | {"error": f"not finished within {limit:.0f} s, or when the time for all parts was over"}
+        record |= {"status": "failed", "error": f"the process ended with status {worker.stop()}"}
+    else:
+        error = f"not finished within {limit:.0f} s, or when the time for all parts was over"
+        record |= {"status": "timeout", "error": error}
 
 
-def run_all(names: list[str], device: str, small: bool, minutes: float) -> dict[str, Any]:
-    """All parts within `minutes`."""
-    end = time.monotonic() + 60 * minutes - 2 * LEAST
-    records: dict[str, Any] = {}
+def run_all(names: list[str], report: Report, minutes: float, end: float) -> None:
+    """All parts, until `end` of the monotonic clock; each has its share of `minutes`."""
     worker: Worker | None = None
-    for place, name in enumerate(names):
-        if end - time.monotonic() < LEAST:
-            records[name] = {"status": "skipped", "error": f"the {minutes:g} minutes are over", "found": {}}
-            continue
-        print(f"{name} ...", file=sys.stderr)
-        mates = together(names[place:])
-        worker = worker or Worker.start(mates, device, small)
-        records[name] = run_part(name, worker, 1.5 * PARTS[name] * 60 * minutes / WHOLE, end)
-        print(f"{name}: {records[name]['status']} {records[name].get('error', '')}", file=sys.stderr)
-        if records[name]["status"] != "done":
+    try:
+        for place, name in enumerate(names):
+            if end - time.monotonic() < LEAST:
+                error = f"the {minutes:g} minutes are over"
+                report.records[name] = {"status": "skipped", "error": error, "found": {}}
+                continue
+            print(f"{name} ...", file=sys.stderr)
+            mates = together(names[place:])
+            worker = worker or Worker.start(mates, report.device, report.small)
+            run_part(name, worker, 1.5 * PARTS[name] * 60 * minutes / WHOLE, end, report)
+            report.keep()
+            record = report.records[name]
+            print(f"{name}: {record['status']} {record.get('error', '')}", file=sys.stderr)
+            if record["status"] != "done":
+                worker.process.kill()
+            if record["status"] != "done" or mates == [name]:
+                worker.stop()
+                worker = None
+    except Stopped:
+        if worker is not None:
             worker.process.kill()
-        if records[name]["status"] != "done" or mates == [name]:
-            worker.stop()
-            worker = None
+        raise
     if worker is not None:
         worker.stop()
-    return records
+
+
+def mark_stopped(names: list[str], report: Report, by: str) -> None:
+    """Say of every part that was not measured to its end why."""
+    for name in names:
+        record = report.records.setdefault(name, {"status": "skipped", "error": f"stopped by {by}", "found": {}})
+        if record["status"] == "running":
+            record |= {"status": "stopped", "error": f"stopped by {by}"}
 
 
 def together(names: list[str]) -> list[str]:
@@ -202,12 +274,17 @@ def ratios(records: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def usable(device: str) -> str:
-    """`cpu` or `cuda`; asks a process of its own, so that this one never touches the device."""
+def usable(device: str, end: float) -> str:
+    """`cpu`, `cuda`, or `unknown` at `end`; asks a process of its own, so that this one never touches the device."""
     if device != "auto":
         return device
-    probe = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
-    return subprocess.run([sys.executable, "-c", probe], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    words = [sys.executable, "-c", "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"]
+    left = max(0.0, end - time.monotonic())
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        return "unknown"
+    return done.stdout.strip()
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -215,35 +292,37 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     made.add_argument("--small", action="store_true", help="shapes that a CPU runs in seconds")
-    made.add_argument("--minutes", type=float, default=8.0, help="of the whole check; each part has its share")
+    made.add_argument("--minutes", type=float, default=8.0, help="of the whole check, its start included")
     made.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
-    made.add_argument("--out", type=Path, help="also write the JSON object here")
+    made.add_argument("--out", type=Path, help="also write the JSON object here, after every figure")
     made.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     return made
 
 
 def main(description: str | None) -> int:
-    """Run the check; 0 if every part was measured, else 1."""
+    """Run the check; 0 if every part was measured, 128 plus the signal that stopped it, else 1."""
     args = parser(description).parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.work:
         work(args.work, args.device, args.small)
         return 0
-    start = time.perf_counter()
-    device = usable(args.device)
-    if device == "cpu" and not args.small:
-        print("No GPU here: measuring the small shapes on the CPU (--device cpu --small).", file=sys.stderr)
-    small = args.small or device == "cpu"
-    records = run_all(args.only or list(PARTS), device, small, args.minutes)
-    result = {
-        "device": device,
-        "small": small,
-        "seconds": round(time.perf_counter() - start, 1),
-        "ratios": ratios(records),
-        "parts": records,
-    }
-    text = json.dumps(result)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0 if all(record["status"] == "done" for record in records.values()) else 1
+    names, report, end = args.only or list(PARTS), Report(args.out), BEGAN + 60 * args.minutes - MARGIN
+    report.keep()
+    status = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        report.device = usable(args.device, end)
+        if report.device == "cpu" and not args.small:
+            print("No GPU here: measuring the small shapes on the CPU (--device cpu --small).", file=sys.stderr)
+        report.small = args.small or report.device == "cpu"
+        run_all(names, report, args.minutes, end)
+    except Stopped as signalled:
+        mark_stopped(names, report, str(signalled))
+        status = 128 + signal.Signals[str(signalled)]
+    for number in (signal.SIGTERM, signal.SIGINT):  # what is left takes no time
+        signal.signal(number, signal.SIG_IGN)
+    text = report.text()
+    report.keep(text)
+    print(text, flush=True)
+    return status or int(any(record["status"] != "done" for record in report.records.values()))

@@ -1,13 +1,18 @@
 """`scripts/gpu_check` in miniature on the CPU, from torch and transformers alone, and its guards."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 import venv
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 import torch
+from needed import wait_for
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -94,3 +99,74 @@ def test_a_part_over_its_time_is_stopped(bare):
     assert status == 1 and found["seconds"] < 30
     assert found["parts"]["curve"]["status"] == "timeout"
     assert found["parts"]["loss"]["status"] in ("timeout", "skipped")
+
+
+def test_the_search_for_a_device_counts_and_may_use_up_the_time(tmp_path):
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(100)\n")  # a first import from a slow disk
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--minutes", "0.2", "--out", str(tmp_path / "out.json")],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert time.monotonic() - began < 60
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and found["seconds"] <= 12 and found["device"] == "unknown"
+    assert {record["status"] for record in found["parts"].values()} == {"skipped"} and len(found["parts"]) == PARTS
+
+
+STUB = """
+import json, os, time
+parent = os.getppid()
+def say(**line): print(json.dumps(line), flush=True)
+say(begin="machine"); say(part="machine", key="matmul_bfloat16_tflops", value=2.0); say(end="machine", status="done")
+say(begin="loss"); say(part="loss", key="shape", value={"tokens": 256})
+while os.getppid() == parent:
+    time.sleep(0.2)
+"""
+"""A worker whose second part hangs for as long as there is who asked for it."""
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """The check with that worker, once the second part's first figure is in its file; and the file."""
+    (tmp_path / "stub.py").write_text(STUB)
+    program = f"import sys, gpu_parts.check as check; check.SCRIPT = {str(tmp_path / 'stub.py')!r}; "
+    out = tmp_path / "out.json"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + "sys.exit(check.main(None))", "--device", "cpu", "--small", "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])},
+    )  # fmt: skip
+    try:
+        wait_for(lambda: out.is_file() and '"tokens": 256' in out.read_text(), process, 60)
+        yield process, out
+    finally:
+        process.kill()
+        process.wait()
+
+
+MEASURED = {"machine": ("done", {"matmul_bfloat16_tflops": 2.0}), "loss": ("running", {"shape": {"tokens": 256}})}
+
+
+def known(text: str) -> dict[str, tuple]:
+    return {name: (record["status"], record["found"]) for name, record in json.loads(text)["parts"].items()}
+
+
+def test_what_was_measured_outlives_a_kill(hanging):
+    process, out = hanging
+    process.kill()
+    process.wait()
+    assert known(out.read_text()) == MEASURED
+    assert sorted(file.name for file in out.parent.iterdir()) == ["out.json", "stub.py"]  # no half-written file
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_its_json(hanging, number):
+    process, out = hanging
+    process.send_signal(number)
+    printed, log = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, log
+    assert json.loads(printed) == json.loads(out.read_text())
+    parts = known(printed)
+    assert parts.pop("machine") == MEASURED["machine"] and parts.pop("loss") == ("stopped", MEASURED["loss"][1])
+    assert len(parts) == PARTS - 2 and all(part == ("skipped", {}) for part in parts.values())
