@@ -21,6 +21,27 @@ def check(condition: bool, message: str) -> None:
         raise OnpolError(message)
 
 
+def at_least(bound: float, prefix: str, config: object, *names: str) -> None:
+    """`check` that settings `names` of `config` are numbers of at least `bound`; `prefix` goes before them."""
+    for name in names:
+        value = getattr(config, name)
+        check(value >= bound, f"{prefix}{name} must be >= {bound}, got {value}.")
+
+
+def above(bound: float, prefix: str, config: object, *names: str) -> None:
+    """The same for numbers above `bound`."""
+    for name in names:
+        value = getattr(config, name)
+        check(value > bound, f"{prefix}{name} must be > {bound}, got {value}.")
+
+
+def share(prefix: str, config: object, *names: str) -> None:
+    """The same for shares in [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        check(0 <= value <= 1, f"{prefix}{name} must be in [0, 1], got {value}.")
+
+
 class Device(StrEnum):
     """Where the learner runs; `auto` takes CUDA where there is one."""
 
@@ -163,6 +184,10 @@ class LoraConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
 
+    def __post_init__(self) -> None:
+        at_least(0, "model.lora.", self, "rank", "alpha")
+        check(0 <= self.dropout < 1, f"model.lora.dropout must be in [0, 1), got {self.dropout}.")
+
 
 @dataclass
 class ModelConfig:
@@ -181,6 +206,9 @@ class ModelConfig:
     max_context: int = 4096
     """Prompt plus completion, tokens. Longer training sequences are dropped and counted."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        at_least(1, "model.", self, "max_context")
 
 
 @dataclass
@@ -253,12 +281,13 @@ class MethodConfig:
     """multi-tutor opd: domain name -> tutor."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 0, f"method.steps must be >= 0, got {self.steps}.")
-        check(self.group >= 1, f"method.group must be >= 1, got {self.group}.")
-        check(self.prompts >= 1, f"method.prompts must be >= 1, got {self.prompts}.")
-        check(self.batch >= 1, f"method.batch must be >= 1, got {self.batch}.")
-        check(0.0 <= self.beta <= 1.0, f"method.beta must be in [0, 1], got {self.beta}.")
-        check(0.0 <= self.lam <= 1.0, f"method.lam must be in [0, 1], got {self.lam}.")
+        at_least(1, "method.", self, "batch", "prompts", "group", "topk", "keep", "sequence_ratio_max")
+        at_least(0, "method.", self, "steps", "epochs", "adv_coef", "teacher_coef", "signal_clip")
+        above(0, "method.", self, "dpo_beta", "teacher_temperature")
+        share("method.", self, "beta", "lam")
+        for name in ("ratio", "sequence_ratio"):
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            check(0 <= low <= 1 <= high, f"method.{name}_low and _high must lie around 1, got {low} and {high}.")
 
 
 @dataclass
@@ -269,15 +298,18 @@ class SamplingConfig:
     """0 is greedy."""
     top_p: float = 1.0
     top_k: int = -1
-    """-1 is off."""
+    """-1 (or 0) is off."""
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = 192
 
     def __post_init__(self) -> None:
-        check(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}.")
+        at_least(0, "", self, "temperature")
         check(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}.")
-        check(self.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {self.max_new_tokens}.")
+        at_least(-1, "", self, "top_k")
+        share("", self, "min_p")
+        above(0, "", self, "repetition_penalty")
+        at_least(1, "", self, "max_new_tokens")
 
 
 @dataclass
@@ -324,6 +356,14 @@ class RolloutConfig:
     save: bool = False
     """Write token ids and log-probs of training rollouts into the run directory (for replay)."""
 
+    def __post_init__(self) -> None:
+        steps = self.max_off_policy_steps
+        check(steps in (0, 1), f"rollout.max_off_policy_steps must be 0 or 1 (one batch ahead), got {steps}.")
+        at_least(1, "rollout.", self, "max_batch", "tensor_parallel", "max_lora_rank", "local_servers", "concurrency")
+        at_least(0, "rollout.", self, "max_context", "retries", "canary_tolerance")
+        above(0, "rollout.", self, "gpu_memory", "timeout_s")
+        check(self.gpu_memory <= 1, f"rollout.gpu_memory is a share of GPU memory, got {self.gpu_memory}.")
+
 
 @dataclass
 class LearnerConfig:
@@ -344,6 +384,10 @@ class LearnerConfig:
     """Liger's Triton kernels for norms, SwiGLU and rotary embedding (GPU; extra `liger`). The losses stay onpol's."""
     threads: int = 0
     """Torch threads on the CPU; 0 leaves torch's default."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "learner.", self, "micro_tokens", "chunk")
+        at_least(0, "learner.", self, "threads")
 
 
 @dataclass
@@ -370,8 +414,11 @@ class OptimConfig:
     """Gradient norm bound; 0 is off."""
 
     def __post_init__(self) -> None:
-        check(self.lr >= 0, f"optim.lr must be >= 0, got {self.lr}.")
-        check(0 <= self.warmup <= 1, f"optim.warmup is a share in [0, 1], got {self.warmup}.")
+        at_least(0, "optim.", self, "lr", "matrix_lr", "weight_decay", "clip")
+        share("optim.", self, "warmup", "decay", "final")
+        for name in ("beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}.")
+        above(0, "optim.", self, "eps")
 
 
 @dataclass
@@ -388,6 +435,10 @@ class ParallelConfig:
     """Shard teachers and references scored here as the policy is; false keeps a whole copy in every process."""
     timeout_minutes: float = 120.0
     """How long a process waits for the others, which may be writing a checkpoint or grading, before it gives up."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "parallel.", self, "nproc", "nnodes")
+        above(0, "parallel.", self, "timeout_minutes")
 
 
 @dataclass
@@ -436,6 +487,10 @@ class EvalConfig:
     shots: int = 0
     seed: int = 1234
     """Seed of evaluation sampling, the same for every model."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "eval.", self, "samples", "max_new_tokens")
+        check(bool(self.temperatures), "eval.temperatures is empty: nothing would be evaluated.")
 
 
 @dataclass

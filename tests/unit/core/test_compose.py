@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from onpol_cli.core.choices import experiment_choices, leaves, read
 from onpol_cli.core.compose import as_dict, compose, from_yaml, to_yaml
-from onpol_cli.core.config import Config, Engine
+from onpol_cli.core.config import (
+    Config,
+    Engine,
+    EvalConfig,
+    LearnerConfig,
+    LoraConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.overrides import check_overrides, split_values
 from onpol_cli.core.settings import conf_dir, groups, inside_mapping, keys, nearest
@@ -76,6 +89,8 @@ MISTAKES = {
     ("seed=abc",): "seed=abc is not a whole number.",
     ("optim.lr=",): "optim.lr= has no value; it wants a number.",
     ("optim.lr=-1",): "optim.lr must be >= 0, got -1.0.",
+    ("method.topk=0",): "method.topk must be >= 1, got 0.",
+    ("rollout.max_off_policy_steps=5",): "rollout.max_off_policy_steps must be 0 or 1 (one batch ahead), got 5.",
     ("method=opdd",): "No method named 'opdd'. Did you mean method=opd? Choices:",
     ("method=RL",): "No method named 'RL'. Did you mean method=rl? Choices:",
     ("rollout.engine=vlm",): "rollout.engine=vlm is none of: hf, vllm, vllm_server. Did you mean rollout.engine=vllm?",
@@ -88,6 +103,48 @@ MISTAKES = {
     ("eval.benches=[a,b",): "Override 'eval.benches=[a,b' cannot be read.",
     ("hydra/launcher=jolib",): "No hydra/launcher named 'jolib' here. Launchers: basic, joblib",
 }
+
+
+NONSENSE = {
+    LoraConfig: ("rank=-1", "alpha=-1", "dropout=1"),
+    ModelConfig: ("max_context=0",),
+    MethodConfig: (
+        *("batch=0", "prompts=0", "group=0", "topk=0", "keep=0", "steps=-1", "epochs=-1", "adv_coef=-1"),
+        *("teacher_coef=-1", "signal_clip=-1", "dpo_beta=0", "teacher_temperature=0", "beta=1.5", "lam=-0.5"),
+        *("ratio_low=-0.5", "ratio_low=2", "ratio_high=0.5", "sequence_ratio_low=2", "sequence_ratio_high=0.5"),
+        "sequence_ratio_max=0.5",
+    ),
+    SamplingConfig: (
+        *("temperature=-1", "top_p=0", "top_p=1.5", "top_k=-2", "min_p=-0.5", "min_p=1.5", "repetition_penalty=0"),
+        "max_new_tokens=0",
+    ),
+    RolloutConfig: (
+        *("max_off_policy_steps=2", "max_off_policy_steps=-1", "max_batch=0", "tensor_parallel=0", "max_lora_rank=0"),
+        *("local_servers=0", "concurrency=0", "max_context=-1", "retries=-1", "canary_tolerance=-1", "gpu_memory=0"),
+        *("gpu_memory=1.5", "timeout_s=0"),
+    ),
+    LearnerConfig: ("micro_tokens=0", "chunk=0", "threads=-1"),
+    OptimConfig: (
+        *("lr=-1", "matrix_lr=-1", "weight_decay=-1", "clip=-1", "warmup=1.5", "decay=-0.5", "decay=1.5", "final=-0.5"),
+        *("final=1.5", "beta1=1", "beta2=1", "beta2=-0.5", "eps=0"),
+    ),
+    ParallelConfig: ("nproc=0", "nnodes=-1", "timeout_minutes=0"),
+    EvalConfig: ("samples=0", "max_new_tokens=0"),
+}
+"""Values that a setting's type allows and that would train or sample on nothing, or on something else than is said."""
+
+
+@pytest.mark.parametrize(("kind", "word"), [(kind, word) for kind, words in NONSENSE.items() for word in words])
+@pytest.mark.parametrize("nan", [False, True])
+def test_values_out_of_range_are_refused_by_name(kind: type, word: str, nan: bool) -> None:
+    name, _, text = word.partition("=")
+    value = math.nan if nan else float(text)
+    with pytest.raises(OnpolError, match=f"{name.removesuffix('_low').removesuffix('_high')}.* got .*{value:g}"):
+        kind(**{name: int(value) if not nan and value.is_integer() else value})
+
+
+def test_evaluations_at_no_temperature_are_refused() -> None:
+    assert message("eval.temperatures=[]") == "eval.temperatures is empty: nothing would be evaluated."
 
 
 @pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
