@@ -74,10 +74,9 @@ class Optimiser:
             if params
         ]
         if groups:
-            # The fused kernel wants plain tensors; shards go through the for-each route.
-            fused = not any(hasattr(p, "full_tensor") for p in (*decayed, *others))
             betas = (config.beta1, config.beta2)
-            adamw = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+            # One kernel, for shards as well; the for-each route holds a copy as large as one moment of everything.
+            adamw = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
             self._parts.append((adamw, config.lr))
 
     def _add_muon(self, matrices: list[torch.nn.Parameter]) -> None:

@@ -14,12 +14,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from fsdp_worker import build
-from learner_cases import CPU, make_examples, make_model
+from learner_cases import CPU, make_config, make_examples, make_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from onpol_cli.core.config import ModelConfig, ParallelConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.model import empty_model, pick_device
+from onpol_cli.learner.optim import Optimiser
 from onpol_cli.learner.parallel import World, check_alike, hand_out, join_world, leave_world, torchrun_words
 
 HERE = Path(__file__).parent
@@ -206,6 +210,25 @@ def test_weights_are_handed_to_models_without_any(one_process):
     assert not any(value.is_meta for value in (*empty.parameters(), *empty.buffers()))
     assert [p.shape for p in empty.parameters()] == [p.shape for p in model.parameters()]
     assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_shards_are_stepped_by_the_fused_kernel_as_whole_tensors_are(one_process):
+    config = make_config()
+    whole, sharded = make_model(dtype=torch.float32), make_model(dtype=torch.float32)
+    join_world(ParallelConfig(nproc=2, backend="gloo"), CPU)
+    try:
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        optimisers = [Optimiser(list(model.named_parameters()), [], config.optim, 3) for model in (whole, sharded)]
+        for _ in range(3):
+            for model, optimiser in zip((whole, sharded), optimisers, strict=True):
+                model(input_ids=torch.arange(20)[None]).logits.square().sum().backward()
+                optimiser.step()
+        groups = [group for optimiser in optimisers for group in optimiser._parts[0][0].param_groups]
+        assert [group["fused"] for group in groups] == [True] * 4
+        for one, shard in zip(whole.parameters(), sharded.parameters(), strict=True):
+            assert isinstance(shard, DTensor) and torch.equal(shard.full_tensor(), one)
+    finally:
+        leave_world()
 
 
 def test_models_that_differ_between_processes_are_refused(monkeypatch):
