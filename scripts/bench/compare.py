@@ -2,15 +2,14 @@
 
     python scripts/bench/compare.py [--trl PATH] [--out results/bench/compare.json]
 
-Prints seconds of a whole fresh process (interpreter start included, best of 5), that it imported no torch,
-and beside it `onpol --help` and, where it is installed, `trl --help`. The machine's load is printed: figures
-of a busy machine are upper bounds.
+Measures seconds of a whole fresh process (interpreter start included, best of --repeats), that it imported no
+torch, and beside it `onpol --help` and, where it is installed, `trl --help`. The machine's load is told: figures
+of a busy machine are upper bounds. Ends with one JSON object, whose ratios are of the named processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -20,6 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from facts import tell
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit" / "comparison")]
@@ -36,7 +38,7 @@ assert not {"torch", "transformers", "vllm"} & set(sys.modules)
 """
 
 
-def seconds(command: list[str], repeats: int = 5) -> dict[str, float]:
+def seconds(command: list[str], repeats: int) -> dict[str, float]:
     """Best wall-clock and processor time of a process over `repeats` runs."""
     wall, cpu = [], []
     for _ in range(repeats):
@@ -52,6 +54,7 @@ def main() -> None:
     """Make the run directories, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", default=None, metavar="PATH", help="The trl program; default: on PATH.")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=None, metavar="FILE")
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -59,25 +62,33 @@ def main() -> None:
         labels = [label for label in LABELS if label != "base"]
         paths = [write_eval(Path(folder), label, seed, problems=288) for label in labels for seed in (0, 1, 2)]
         claims = str(ROOT / "conf" / "claims" / "paper.yaml")
-        figures = {
-            "unit": "seconds of a whole process, best of 5",
-            "compare_12_runs_x_576_problems": seconds([sys.executable, "-c", PROGRAM, claims, *map(str, paths)]),
-            "onpol_help": seconds([sys.executable, "-m", "onpol_cli.cli", "--help"]),
-            "trl_help": _optional(options.trl or "trl"),
+        figures: dict[str, Any] = {
+            "bench": "compare",
+            "unit": f"seconds of a whole process, best of {options.repeats}",
+            "compare_12_runs_x_576_problems": seconds(
+                [sys.executable, "-c", PROGRAM, claims, *map(str, paths)], options.repeats
+            ),
+            "onpol_help": seconds([sys.executable, "-m", "onpol_cli.cli", "--help"], options.repeats),
+            "trl_help": _optional(options.trl or "trl", options.repeats),
             "load_average_before": round(load, 2),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         }
-    text = json.dumps(figures, indent=1) + "\n"
-    sys.stdout.write(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
+    tell(figures | {"ratios": ratios(figures)}, options.out)
 
 
-def _optional(program: str) -> dict[str, float] | None:
+def ratios(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What comparing costs above the start of the program, and that start beside TRL's where TRL is."""
+    compared, own, trl = (figures[name] for name in ("compare_12_runs_x_576_problems", "onpol_help", "trl_help"))
+    pairs = {"compare over onpol --help": (compared, own)}
+    if trl:
+        pairs["onpol --help over trl --help"] = (own, trl)
+    return {name: {unit: round(a[unit] / b[unit], 3) for unit in a} for name, (a, b) in pairs.items()}
+
+
+def _optional(program: str, repeats: int) -> dict[str, float] | None:
     path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
-    return seconds([path, "--help"]) if path else None
+    return seconds([path, "--help"], repeats) if path else None
 
 
 if __name__ == "__main__":

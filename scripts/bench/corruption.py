@@ -4,20 +4,22 @@
 
 For each family set: builds the data set twice (the second time with another number of workers),
 compares the bytes, checks every item (parses, signature kept, under 2,000 characters), runs
-originals and corrupted programs once more, and prints one JSON object with counts per family.
+originals and corrupted programs once more. Ends with one JSON object: counts per family; its ratios are shares
+of the items (yield: sources with an item, of all) and the speed of two workers over one.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from facts import tell
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -75,11 +77,24 @@ def measure(options: PrepareOptions, folder: Path) -> dict[str, Any]:
         found = verify(out, sandbox)
     return {
         **first,
+        "one_worker_items_per_s": second["items_per_s"],
         "same_bytes_twice": first["sha256"] == second["sha256"],
         "checks": check_items(out),
         "originals_passed": found.originals_passed,
         "corrupted_failed": found.corrupted_failed,
         "verify_seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """Shares of one family set, and what the second worker brings."""
+    items = found["items"]
+    shares = {f"items that {key}": found["checks"][key] for key in ("parse", "signature_kept", "short", "differ")}
+    shares |= {"originals that pass": found["originals_passed"], "corrupted that fail": found["corrupted_failed"]}
+    return {
+        "yield": round(found["problems"] / found["sources"], 4),
+        **{name: round(count / items, 4) for name, count in shares.items()},
+        "two workers over one, items a second": round(found["items_per_s"] / found["one_worker_items_per_s"], 3),
     }
 
 
@@ -96,7 +111,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     command = " ".join(["python", "scripts/bench/corruption.py", *sys.argv[1:]])
-    results: dict[str, Any] = {"command": command, "load": os.getloadavg()[0]}
+    results: dict[str, Any] = {"bench": "corruption", "command": command, "load": os.getloadavg()[0]}
     for families in given.families:
         options = PrepareOptions(
             given.source,
@@ -108,7 +123,7 @@ def main() -> None:
             data=given.data,
         )
         results[families] = measure(options, given.out)
-    sys.stdout.write(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    tell(results | {"ratios": {families: ratios(results[families]) for families in given.families}}, None)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 The cells and the seed are those of `tests/unit/comparison/test_coverage.py` (its large run). Minutes a kind on one
 core; `--out` is written after each and keeps kinds of the same repeats that were simulated earlier. Ends with one
-JSON object: mean, lowest and highest share of each kind.
+JSON object: mean, lowest and highest share of each kind; its ratios are mean shares over nominal ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from facts import tell
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit" / "comparison")]
@@ -50,7 +51,8 @@ def main() -> None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     brief = {name: short(kind) for name, kind in kinds.items()}
-    sys.stdout.write(json.dumps({"bench": "coverage", "repeats": options.repeats, "mean, min, max": brief}) + "\n")
+    ratios = {name: over_nominal(kind) for name, kind in kinds.items()}
+    tell({"bench": "coverage", "repeats": options.repeats, "mean, min, max": brief, "ratios": ratios}, None)
 
 
 def known(out: Path | None, repeats: int) -> dict[str, Any]:
@@ -67,7 +69,14 @@ def short(kind: dict[str, Any]) -> dict[str, Any]:
     return {part: [kind[part][key] for key in ("mean", "min", "max")] for part in PARTS}
 
 
+def over_nominal(kind: dict[str, Any]) -> dict[str, float]:
+    """Mean share of each part over what it ought to be."""
+    return {part: round(kind[part]["mean"] / NOMINAL[part], 4) for part in PARTS}
+
+
 PARTS = ("score", "difference", "false_positives")
+NOMINAL = {"score": 0.95, "difference": 0.95, "false_positives": 0.05}
+"""What the shares ought to be."""
 
 if __name__ == "__main__":
     main()

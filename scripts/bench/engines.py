@@ -7,7 +7,8 @@ From the shipped base, through the command line: one SFT tutor, then RL and OPD 
 run after the other. A *final* metric is its mean over the last `LAST` steps; validation is after the last
 step. Engines draw other random numbers, so that equal seeds share the problems and their order, not the
 samples: the difference vllm - hf is paired over seeds, with a t interval (95%, seeds - 1 degrees of freedom).
-Progress goes to stderr, one JSON object to stdout and `--out`.
+Progress goes to stderr, one JSON object to stdout and `--out`; its ratios are seconds of vllm over hf by phase, and
+the share of metrics whose difference is within noise.
 """
 
 from __future__ import annotations
@@ -95,6 +96,14 @@ def summary(runs: list[dict[str, Any]], method: str) -> dict[str, Any]:
     return result
 
 
+def ratios(found: dict[str, Any]) -> dict[str, Any]:
+    """Of one method's summary: seconds, vllm over hf, and metrics that do not differ."""
+    within = [row["within_noise"] for row in found["metrics"].values() if row["within_noise"] is not None]
+    means = {phase: [of[engine]["mean"] for engine in ENGINES] for phase, of in found["seconds"].items()}
+    result: dict[str, Any] = {"seconds, vllm over hf": {name: b / a for name, (a, b) in means.items() if a > 0}}
+    return result | ({"metrics within noise": sum(within) / len(within)} if within else {})
+
+
 def main() -> None:
     """Train everything and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,11 +119,12 @@ def main() -> None:
         tutor = ["method=sft", "method.epochs=1", "run.name=tutor", f"paths.runs={root}"]
         onpol(["train", "tutor", *tutor], options)
         runs = [train(m, e, seed, root, options) for seed in options.seeds for m in METHODS for e in ENGINES]
+    summaries = {method: summary(runs, method) for method in METHODS}
     found = {
-        "steps": options.steps, "prompts": options.prompts, "group": 8, "seeds": options.seeds,
+        "bench": "engines", "steps": options.steps, "prompts": options.prompts, "group": 8, "seeds": options.seeds,
         "threads": options.threads, "validation_problems": options.validation,
         "machine": machine() | {"load_before": load_before, "load_after": os.getloadavg()},
-        "summary": {method: summary(runs, method) for method in METHODS}, "runs": runs,
+        "summary": summaries, "runs": runs, "ratios": {method: ratios(of) for method, of in summaries.items()},
     }  # fmt: skip
     tell(found, options.out)
 

@@ -8,6 +8,7 @@ the tests, program, tests, unittest. Where the two differ, the fresh run is repe
 fresh runs disagree among themselves is flaky there, too.
 It takes ten minutes or more: --first and --last choose a part, and --out collects the parts in one file.
 Fresh interpreters run one at a time, under bubblewrap where it is installed (read-only system, no network).
+Ends with one JSON object: its ratios are the share of equal verdicts and the seconds one by one over the sandbox's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from facts import tell
 
 from onpol_cli.core.config import SandboxConfig, TaskConfig
 from onpol_cli.core.types import Problem
@@ -117,19 +120,21 @@ def main() -> None:
         if found:
             differ.append(found)
             print(json.dumps(found), flush=True)
+    fresh_s, agree = time.perf_counter() - start, len(jobs) - len(differ)
     result = {
-        "command": " ".join(["python", "scripts/bench/fresh.py", *sys.argv[1:]]), "first": options.first,
-        "last": options.last, "programs": len(jobs), "load": os.getloadavg()[0],
+        "bench": "fresh", "command": " ".join(["python", "scripts/bench/fresh.py", *sys.argv[1:]]),
+        "first": options.first, "last": options.last, "programs": len(jobs), "load": os.getloadavg()[0],
         "passed_in_sandbox": sum(verdict["status"] == "passed" for verdict in verdicts), "sandbox_s": sandbox_s,
-        "fresh_s": time.perf_counter() - start, "agree": len(jobs) - len(differ), "differ": differ,
+        "fresh_s": fresh_s, "agree": agree, "differ": differ,
+        "ratios": {"equal verdicts": agree / len(jobs), "one by one over the sandbox, seconds": fresh_s / sandbox_s},
     }  # fmt: skip
-    print(json.dumps({key: value for key, value in result.items() if key != "differ"}))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         file = options.out / "fresh.json"
         parts = json.loads(file.read_text()) if file.is_file() else []
         parts = [part for part in parts if (part["first"], part["last"]) != (options.first, options.last)]
         file.write_text(json.dumps([*parts, result], indent=1) + "\n")
+    tell({key: value for key, value in result.items() if key != "differ"}, None)
 
 
 if __name__ == "__main__":

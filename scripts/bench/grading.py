@@ -9,10 +9,12 @@ Parts (`--only`):
   lcb      O1-Mini's published answers to the v1 and v5 samples; ours and the official evaluator on the same
            answers, 2 processes each, one after the other; agreement of both with the published grades;
   trivial  1,000 trivial stdin solutions of a problem with one test, ours and official;
-  asserts  1,000 small pure-Python programs with 5 asserts each, programs a second;
+  asserts  1,000 small pure-Python programs with 5 asserts each, programs a second, and some of them in a fresh
+           interpreter each, one by one;
   edit400  the 400-task file of Minimal Code Edit, originals and corrupted.
 With --out each part replaces its own entry of grading.json, with the command and load that it was made under.
-Wall seconds and CPU seconds (all processes) are shown: on a loaded machine compare the latter.
+Wall seconds and CPU seconds (all processes) are shown: on a loaded machine compare the latter. Ends with one JSON
+object: its ratios are official / ours, shares of equal grades and of passes, sandbox / one by one.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from facts import ALONE, cpu_of_children, one_by_one, tell
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = {"v1": ("lcb_v1_240.jsonl.gz", 240), "v5": ("lcb_v5_111.jsonl.gz", 111)}
@@ -48,12 +52,6 @@ passed = [all(grade > 0 for grade in results[index][0]) for index in range(len(s
 json.dump({"wall_s": wall, "passed": passed}, out)
 """
 """Runs in a process of its own: the official module patches the interpreter that imports it."""
-
-
-def cpu_of_children() -> float:
-    """CPU seconds of all ended children and their descendants."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def parent_mb() -> float:
@@ -140,7 +138,7 @@ def lcb(options: argparse.Namespace) -> dict[str, Any]:
         known = {problem.problem_id for problem in problems}
         raw = [item for item in raws if item.problem_id in known]
         answers = match_answers(raw, {"livecodebench": problems})["livecodebench"]
-        found[name] = side_by_side(name, task, answers, options)
+        found[name] = side_by_side(name, task, answers, options) | {"answers": len(answers)}
         for who in ("ours", "official"):
             if who in found[name]:
                 ids = [answer.problem.problem_id for answer in answers]
@@ -181,7 +179,8 @@ def asserts(options: argparse.Namespace) -> dict[str, Any]:
 
     lines = "\n".join(f"assert f({n}) == {n * n + 1}" for n in range(5))
     tests = EditTests(kind="assert", source=lines, entry_point="f", parameters=("x",))
-    jobs = [tests.job(f"def f(x):\n    y = x * x  # {n}\n    return y + 1\n") for n in range(ASSERTS)]
+    sources = [f"def f(x):\n    y = x * x  # {n}\n    return y + 1\n" for n in range(ASSERTS)]
+    jobs = [tests.job(source) for source in sources]
     with Sandbox(SandboxConfig(workers=options.workers)) as sandbox:
         sandbox.run(jobs[:8])
         start = time.perf_counter()
@@ -189,7 +188,11 @@ def asserts(options: argparse.Namespace) -> dict[str, Any]:
         wall = time.perf_counter() - start
     assert all(verdict.passed for verdict in verdicts)
     print(f"asserts  {ASSERTS} programs  wall {wall:.2f} s  {ASSERTS / wall:.0f} a second")
-    return {"wall_s": wall, "per_s": ASSERTS / wall}
+    return {
+        "wall_s": wall,
+        "per_s": ASSERTS / wall,
+        "one_by_one": one_by_one([(source + lines, "") for source in sources[:ALONE]]),
+    }
 
 
 def edit400(options: argparse.Namespace) -> dict[str, Any]:
@@ -207,12 +210,37 @@ def edit400(options: argparse.Namespace) -> dict[str, Any]:
     part = run_ours(task, answers, options.workers, ["minimal-edit"])
     passed = part.pop("passed")
     half = len(problems)
-    part |= {"originals_pass": sum(passed[:half]), "corrupted_pass": sum(passed[half:])}
+    part |= {"problems": half, "originals_pass": sum(passed[:half]), "corrupted_pass": sum(passed[half:])}
     print(
         f"edit400  {len(answers)} programs  wall {part['wall_s']:.1f} s  originals {part['originals_pass']} of {half}, "
         f"corrupted {part['corrupted_pass']}"
     )
     return part
+
+
+def pair_ratios(pair: dict[str, Any]) -> dict[str, float]:
+    """Of two evaluators on the same answers."""
+    found = {}
+    if "official" in pair:
+        found = {f"official over ours, {unit}": pair[f"ratio_{unit}"] for unit in ("wall_s", "cpu_s")}
+    for who in ("ours", "official"):
+        if "differs_from_published" in pair.get(who, {}):
+            found[f"{who} equal to published"] = 1 - len(pair[who]["differs_from_published"]) / pair["answers"]
+    return found
+
+
+def ratios(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of the parts that were measured: speeds of two ways on the same work, and shares."""
+    result = {name: pair_ratios(pair) for name, pair in found.get("lcb", {}).items()}
+    if "trivial" in found:
+        result["trivial"] = pair_ratios(found["trivial"])
+    if part := found.get("asserts"):
+        faster = part["per_s"] / part["one_by_one"]["per_second"]
+        result["asserts"] = {"sandbox over one by one, programs a second": faster}
+    if part := found.get("edit400"):
+        kinds = ("originals", "corrupted")
+        result["edit400"] = {f"{kind} that pass": part[f"{kind}_pass"] / part["problems"] for kind in kinds}
+    return result
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -240,6 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for grading.json")
     options = parser.parse_args()
     found: dict[str, Any] = {
+        "bench": "grading",
         "command": " ".join(["python", "scripts/bench/grading.py", *sys.argv[1:]]),
         "cores": len(os.sched_getaffinity(0)),
         "processes": options.processes,
@@ -261,6 +290,7 @@ def main() -> None:
         for name in options.only.split(","):
             kept[name] = {**{key: value for key, value in found.items() if key not in PARTS}, **found[name]}
         file.write_text(json.dumps(kept, indent=1) + "\n")
+    tell(found | {"ratios": ratios(found)}, None)
 
 
 if __name__ == "__main__":

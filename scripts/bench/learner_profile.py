@@ -14,7 +14,6 @@ Ends with one JSON object; `--out` also writes it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from facts import tell
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -319,11 +320,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings of the step, as for onpol train")
     args = parser.parse_args()
-    found = qwen3(args) if args.qwen3 else profile(args)
-    text = json.dumps(found)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    tell({"bench": "learner_profile"} | (qwen3(args) if args.qwen3 else profile(args)), args.out)
 
 
 if __name__ == "__main__":

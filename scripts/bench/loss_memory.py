@@ -11,7 +11,7 @@ Routes, each in a process of its own, with and without the entropy in the same p
 `trl` (its chunked log-probs at its own default chunk). The figure is the largest resident memory
 during forward and backward above inputs *and their gradients*. Gradients are compared with those of `plain`:
 `|g - g_plain| / |g_plain|` (Frobenius norms) of the hidden states' whole gradient and of every 16th row of the
-weight's. Ends with one JSON object; `--out` also writes it.
+weight's. Ends with one JSON object, whose ratios are each route / `plain`; `--out` also writes it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from facts import tell
 
 ROUTES = ("plain", "checkpoint", "onpol", "onpol-sum")
 PEER, PEER_CHUNK = "trl", 32768
@@ -176,17 +178,16 @@ def main() -> None:
     if args.route:
         print(json.dumps(measure(args)))
         return
-    result: dict[str, Any] = {"tokens": args.tokens, "hidden": args.hidden, "vocab": args.vocab, "chunk": args.chunk}
+    sizes = {"tokens": args.tokens, "hidden": args.hidden, "vocab": args.vocab, "chunk": args.chunk}
+    result: dict[str, Any] = {"bench": "loss_memory", **sizes, "ratios": {}}
     for entropy in (False, True):
         names = [name for name in ROUTES if not (entropy and name == "onpol-sum")]
         key = "with_entropy" if entropy else "log_probs_only"
         with tempfile.TemporaryDirectory() as folder:
             rows = [run(name, entropy, args, Path(folder)) for name in (*names, *([PEER] if args.trl_python else []))]
-            result[key] = {"raw": rows, "against_plain": compare(rows, Path(folder))}
-    text = json.dumps(result)
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
+            result[key] = {"raw": rows}
+            result["ratios"][key] = compare(rows, Path(folder))
+    tell(result, args.out)
 
 
 if __name__ == "__main__":

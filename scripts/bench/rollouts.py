@@ -7,7 +7,8 @@
 in the same way in all engines; all return the log-probability of each sampled token; only useful
 tokens are counted. Each engine has a process of its own, one after the other, and is warmed up; the best of
 `--repeats` counts (all are kept), and `generate` shows its best batch size. Needs no model: weights are
-random, the shape is the tiny model's. The table goes to stderr, one JSON object to stdout and `--out`.
+random, the shape is the tiny model's. The table goes to stderr, one JSON object to stdout and `--out`; its ratios
+are tokens a second over those of the first engine.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def report(found: dict[str, Any], out: Path | None) -> None:
         row["ratio"] = round(row["tokens_per_s"] / base, 2)
         lines.append(f"| {row['engine']} | {row['tokens_per_s']} | {row['seconds']:.2f} | {row['ratio']} |")
     sys.stderr.write("\n".join(lines) + "\n")
-    tell(found, out)
+    tell({"bench": "rollouts", **found, "ratios": {row["engine"]: row["ratio"] for row in found["results"]}}, out)
 
 
 if __name__ == "__main__":

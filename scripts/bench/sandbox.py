@@ -1,8 +1,9 @@
 """Programs per second through the sandbox: `python scripts/bench/sandbox.py [--programs N] [--workers N]`.
 
 Small pure-Python programs with five tests each, as CallJob, AssertJob and StdinJob (one test), and the
-start of the pool. Wall time depends on what else runs; `cpu_ms` (of the workers, per program) does not.
-The last line of stdout is one JSON object.
+start of the pool; beside them the same programs in a fresh interpreter each, one by one, without any protection.
+Wall time depends on what else runs; `cpu_ms` (of the workers, per program) does not. Ends with one JSON object
+whose ratios are sandbox / one by one.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
+
+from facts import ALONE, cpu_of_children, one_by_one, tell
 
 from onpol_cli.core.config import SandboxConfig
 from onpol_cli.sandbox import AssertJob, CallJob, Job, Sandbox, StdinJob
@@ -47,10 +49,11 @@ def kinds() -> dict[str, Job]:
     }
 
 
-def cpu_of_children() -> float:
-    """CPU seconds of ended children."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def alone() -> dict[str, tuple[str, str]]:
+    """The same work as a plain program with its standard input."""
+    checks = "".join(f"assert f({items}) == {expected(items)}\n" for items in INPUTS)
+    main = f"{SOURCE}assert f([int(word) for word in input().split()]) == 20\n"
+    return {"call": (SOURCE + checks, ""), "assert": (SOURCE + checks, ""), "stdin": (main, "1 2 3 4\n")}
 
 
 def measure(job: Job, programs: int, workers: int) -> dict[str, float]:
@@ -81,6 +84,8 @@ def main() -> None:
     found = {name: measure(job, arguments.programs, arguments.workers) for name, job in kinds().items()}
     for name, figures in found.items():
         sys.stdout.write(f"{name:8} {figures['per_second']:8.1f} programs/s {figures['cpu_ms']:6.2f} ms CPU\n")
+    fresh = {name: one_by_one([program] * ALONE) for name, program in alone().items()}
+    ratios = {n: {key: round(found[n][key] / fresh[n][key], 3) for key in ("per_second", "cpu_ms")} for n in found}
     load = round(os.getloadavg()[0], 1)
     command = " ".join(["python", "scripts/bench/sandbox.py", *sys.argv[1:]])
     line = {
@@ -91,11 +96,13 @@ def main() -> None:
         "workers": arguments.workers,
         "load": load,
         **found,
+        "one_by_one": fresh,
+        "ratios": ratios,
     }
-    sys.stdout.write(json.dumps(line) + "\n")
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "sandbox.json").write_text(json.dumps(line, indent=1) + "\n")
+    tell(line, None)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from facts import tell
+
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = Path(__file__).parent / "vs_trl_sides"
 SHAPES = {
@@ -215,12 +217,12 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
             "load_average": part["load_average"],
             "median_s": {side: part[side]["median_s"] for side in ("trl", "onpol", "onpol_sampled") if side in part},
             "tokens_per_s": {side: part[side]["tokens_per_s"] for side in ("trl", "onpol")},
-            "ratios": part["ratios"],
         }
         for name, part in result["sections"].items()
         if "ratios" in part
     }
-    return {"bench": "vs_trl", "losses": result.get("losses"), "sections": found}
+    against = {name: result["sections"][name]["ratios"] for name in found}
+    return {"bench": "vs_trl", "losses": result.get("losses"), "sections": found, "ratios": against}
 
 
 def known_trials(result: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -273,7 +275,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.stdout.write(json.dumps(short(result)) + "\n")
+    tell(short(result), None)
 
 
 if __name__ == "__main__":

@@ -30,3 +30,4 @@ def test_the_clocks_account_for_the_whole_step(tmp_path):
     assert set(found["padding"]) >= {"attention rows of training", "attention keys of decoding", "tokens of prefill"}
     assert all(0 <= share < 1 for share in found["padding"].values())
     assert 0 < found["share_of_matmul_peak"]["step"] < 1
+    assert sum(share for name, share in found["ratios"].items() if "of the step" in name) == pytest.approx(1, abs=0.01)

@@ -12,6 +12,9 @@ import pytest
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 
 
+sys.path.insert(0, str(BENCH))  # where it lies when it is run
+
+
 def load(path: Path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
