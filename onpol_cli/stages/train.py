@@ -120,11 +120,12 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
         "method_choice": variant(config),
         "model_role": role,
         "label": name,
-        "tutor": first.run.name if first and first.run else (first.path if first else None),
+        "tutor": first.run.name if first and first.run else (first.origin if first else None),
         "tutor_label": origin or None,
+        **build.start_facts(config),
         "hashes": {"tutor": {key: build.model_hash(c.path) for key, c in tutors.items()} or None},
     }
-    short = None if first is None else str(first.fact("method_choice") or Path(first.path).name)
+    short = None if first is None else str(first.fact("method_choice") or Path(first.origin).name)
     return facts, short
 
 
