@@ -139,7 +139,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     bench, method, source, steps = assemble(run, config, tutors, stack)
     first = bench.learner.world.rank == 0
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
-    run.update_manifest(planned_steps=steps)
+    run.update_manifest(planned_steps=steps, processes=bench.learner.world.size)
     bench.learner.dump = dump_to(run, bench.learner.world)
     run.resumed = bench.learner.world.agreed(lambda: run.resumed)  # only the first process knows what it found
     measure_noise(run, bench)
