@@ -7,6 +7,7 @@ needs no torch; everything heavy is imported inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,41 @@ def resolve_model_path(path: str | Path) -> str:
             "Give 'tiny', a Hugging Face model folder, a run directory with a finished checkpoint, or a hub name."
         )
     return text
+
+
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""Configuration, tokenizer and chat template of a hub model."""
+NOT_WANTED = ("*/*.safetensors", "*/*.bin", "consolidated*")
+"""Weights in formats of others that some hub models hold besides."""
+
+
+@cache
+def hub_folder(name: str, revision: str | None, weights: bool = True) -> str:
+    """Local folder of a hub model at `revision` (None: its main branch), the same one throughout a process.
+
+    What the hub's cache lacks is downloaded; the hub's own locks let one process do so for all that ask at once.
+    Without a network the cache alone is read.
+
+    Args:
+        weights: false brings configuration and tokenizer only.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def fetch(*kinds: str) -> str:
+        wanted, unwanted = [*SMALL_FILES, *kinds], list(NOT_WANTED)
+        return str(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+
+    try:
+        folder = fetch(*(["*.safetensors"] if weights else []))
+        if weights and not any(Path(folder).glob("*.safetensors")):
+            folder = fetch("*.bin")
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        where = f"{name} at revision {revision}" if revision else name
+        raise OnpolError(_load_message("model", where, error)) from error
+    if not (Path(folder) / "config.json").is_file():
+        raise OnpolError(f"The hub's cache holds no config.json of {name} in {folder}. Download it with a network.")
+    return folder
 
 
 def pick_device(config: ModelConfig) -> torch.device:

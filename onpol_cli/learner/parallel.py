@@ -108,9 +108,19 @@ def join_world(config: ParallelConfig, device: torch.device) -> World:
     """Join the process group that torchrun's variables describe; alone if one process is configured.
 
     Safe to call again: a process joins once.
+
+    Raises:
+        OnpolError: several processes are configured, and nothing has started this one among others.
     """
-    if config.nproc * config.nnodes == 1 or not under_torchrun():
+    asked = config.nproc * config.nnodes
+    if asked == 1:
         return ALONE
+    if not under_torchrun():
+        raise OnpolError(
+            f"parallel.nproc={config.nproc} and parallel.nnodes={config.nnodes} ask for {asked} processes, and this "
+            "one is alone. onpol train tutor, distill student, sweep and reproduce start them; leave parallel out of "
+            "other commands."
+        )
     import torch
     import torch.distributed as dist
 

@@ -35,14 +35,28 @@ class Checkpoint:
     """A model on disk and what is known of it.
 
     Attributes:
-        path: Hugging Face folder or hub name.
+        path: Hugging Face folder; the hub name of what was not to be fetched.
         run: the run that made it, None for foreign folders.
         label: how tables call it.
+        hub: name on the hub, None for anything else.
+        revision: branch, tag or commit on the hub that was asked for.
     """
 
     path: str
     run: RunInfo | None
     label: str
+    hub: str | None = None
+    revision: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where it is from: the hub name, or the folder."""
+        return self.hub or self.path
+
+    @property
+    def hub_facts(self) -> dict[str, str | None]:
+        """What a manifest says of a hub model besides its name; {} for anything else."""
+        return {"revision": self.revision, "commit": Path(self.path).name} if self.hub else {}
 
     def fact(self, name: str, default: Any = None) -> Any:
         """An entry of the run's manifest."""
@@ -58,14 +72,34 @@ class Checkpoint:
         return self.run.name if place == "checkpoint" else f"{self.run.name}-{place}"
 
 
-def find_checkpoint(spec: str, config: Config) -> Checkpoint:
+def find_checkpoint(spec: str, config: Config, *, fetch: bool = True) -> Checkpoint:
     """The checkpoint that `spec` names: `tiny`, a model folder, a run, `latest:<method>`, or a hub name.
 
-    A run's model folders are `checkpoint`, `best` and `state/step-N/model`.
+    A run's model folders are `checkpoint`, `best` and `state/step-N/model`. `model.revision` is that of the hub model
+    `model.path`, in whatever part that has.
+
+    Args:
+        spec: as the user gave it.
+        config: paths, and where the revision stands.
+        fetch: bring a hub model here, so that its path is a folder of one revision for all that read it.
 
     Raises:
         OnpolError: nothing fits; the message lists near names.
     """
+    revision = config.model.revision if spec == config.model.path else None
+    found = _local_checkpoint(spec, config)
+    if found is None:
+        return _hub_checkpoint(spec, revision, fetch, weights=not _scored_elsewhere(spec, config))
+    if revision is not None:
+        raise OnpolError(
+            f"model.revision={revision} is for models of the hub, and model.path={spec} is none. "
+            "Leave it out (model.revision=null), or name the hub model."
+        )
+    return found
+
+
+def _local_checkpoint(spec: str, config: Config) -> Checkpoint | None:
+    """The checkpoint that is on this disk; None for a hub name."""
     from onpol_cli.learner.model import TINY, resolve_model_path
 
     if spec == TINY:
@@ -81,7 +115,37 @@ def find_checkpoint(spec: str, config: Config) -> Checkpoint:
                 f"{_instead(info.path)}."
             )
         return Checkpoint(str(info.path / "checkpoint"), info, str(info.manifest.get("label", info.name)))
-    return Checkpoint(resolve_model_path(spec), None, spec)
+    resolve_model_path(spec)  # refuses what can be no hub name
+    return None
+
+
+def _hub_checkpoint(name: str, revision: str | None, fetch: bool, weights: bool) -> Checkpoint:
+    from onpol_cli.learner.model import hub_folder
+
+    label = f"{name}@{revision}" if revision else name
+    return Checkpoint(hub_folder(name, revision, weights) if fetch else name, None, label, name, revision)
+
+
+def _scored_elsewhere(spec: str, config: Config) -> bool:
+    """Whether a tutor's weights are those of running servers: here only its tokenizer is read."""
+    served = config.method.scorer is ScorerKind.vllm_server and bool(config.rollout.teacher_servers)
+    return served and spec != config.model.path and spec in (config.tutor, *config.method.tutors.values())
+
+
+def fetch_hub_models(config: Config) -> None:
+    """Bring policy and tutors that are hub models here, before several processes ask for them at once."""
+    for spec in dict.fromkeys([config.model.path, config.tutor, *config.method.tutors.values()]):
+        if spec == config.model.path:
+            policy_config(config)
+        elif spec is not None and _named_on_hub(spec, config):
+            find_checkpoint(spec, config)
+
+
+def _named_on_hub(spec: str, config: Config) -> bool:
+    try:
+        return _local_checkpoint(spec, config) is None
+    except OnpolError:  # a missing run: told by whoever needs it
+        return False
 
 
 def _instead(run: Path) -> str:
@@ -161,11 +225,17 @@ def verify_all(config: Config, tutors: Mapping[str, Checkpoint]) -> None:
 
 
 def model_hash(path: str) -> str | None:
-    """Short hash of a local model's weights, as recorded beside them where it is ours; None for hub names."""
+    """Short hash of a model's weights, as recorded beside them where it is ours; None where there are none."""
     from onpol_cli.runs.checkpoint import recorded_hash
 
     files = sorted(Path(path).glob("*.safetensors"))
-    return "-".join((recorded_hash(file) or sha256_file(file))[:16] for file in files) or None
+    return "-".join((recorded_hash(file) or _blob_hash(file) or sha256_file(file))[:16] for file in files) or None
+
+
+def _blob_hash(file: Path) -> str | None:
+    """The hash of its content under which the hub's cache keeps a large file."""
+    kept = file.resolve()
+    return kept.name if kept.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", kept.name) else None
 
 
 def encoded(task: Task, chat: Chat, problems: Sequence[Problem], config: Config) -> list[tuple[Problem, Ids]]:
@@ -272,10 +342,30 @@ def bench_task(config: Config, name: str) -> TaskConfig:
     )
 
 
-def policy_config(config: Config) -> ModelConfig:
-    """The model configuration with run names and `latest:` resolved to a folder."""
+def policy_config(config: Config, *, fetch: bool = True) -> ModelConfig:
+    """The model configuration with run names, `latest:` and hub names resolved to a folder.
+
+    Args:
+        config: the whole one.
+        fetch: false leaves a hub name with its revision.
+    """
     from dataclasses import replace
 
+    from onpol_cli.learner.model import TINY, resolve_model_path
+
+    model = config.model
+    if not model.random_weights:
+        found = find_checkpoint(model.path, config, fetch=fetch)
+    elif model.path == TINY or Path(resolve_model_path(model.path)).is_dir():
+        return model
+    else:
+        found = _hub_checkpoint(model.path, model.revision, fetch, weights=False)
+    return replace(model, path=found.path, revision=found.revision if found.path == found.hub else None)
+
+
+def start_facts(config: Config) -> dict[str, Any]:
+    """What a manifest says of a start from the hub; {} for any other, of which the configuration says all."""
     if config.model.random_weights:
-        return config.model
-    return replace(config.model, path=find_checkpoint(config.model.path, config).path)
+        return {}
+    start = find_checkpoint(config.model.path, config)
+    return {"start": {"path": start.hub, **start.hub_facts}} if start.hub else {}

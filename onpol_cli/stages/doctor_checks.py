@@ -241,7 +241,7 @@ def weights_gb(config: Config) -> float:
     """Size of the model's weights on disk in GB (10^9); 0 for models that are not here yet."""
     folder = Path(config.model.path).expanduser()
     try:
-        folder = Path(build.find_checkpoint(config.model.path, config).path)
+        folder = Path(build.find_checkpoint(config.model.path, config, fetch=False).path)
     except OnpolError:
         return 0.0
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9 if folder.is_dir() else 0.0
@@ -281,12 +281,13 @@ def _model(config: Config) -> Finding:
     from onpol_cli.learner.chat import Chat
     from onpol_cli.learner.model import load_config, load_tokenizer
 
-    path = build.policy_config(config).path
-    if not Path(path).is_dir() and not _in_cache(path):
+    policy = build.policy_config(config, fetch=False)
+    path, revision = policy.path, policy.revision
+    if not Path(path).is_dir() and not _in_cache(path, revision):
         remedy = "Check the network (or HF_HUB_OFFLINE), or give a local folder: model.path=DIR."
         return warning("model", f"{path} is not here; it will be downloaded from the hub", remedy)
-    shape = load_config(path)
-    Chat(load_tokenizer(path))
+    shape = load_config(path, revision)
+    Chat(load_tokenizer(path, revision))
     limit = getattr(shape, "max_position_embeddings", None)
     if limit is not None and limit < config.model.max_context:
         message = f"model.max_context={config.model.max_context} is beyond the {limit} positions of {path}"
@@ -295,10 +296,10 @@ def _model(config: Config) -> Finding:
     return ok("model", f"{path}: {getattr(shape, 'model_type', 'unknown')}{note}")
 
 
-def _in_cache(name: str) -> bool:
+def _in_cache(name: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
 
 
 def context_limit(config: Config) -> tuple[str, int]:
@@ -351,10 +352,10 @@ def _tutor(spec: str, config: Config) -> Finding:
     from onpol_cli.learner.model import load_config, load_tokenizer
     from onpol_cli.learner.preflight import check_pair
 
-    tutor = build.find_checkpoint(spec, config)
-    student = build.policy_config(config).path
-    shapes: list[Any] = [load_config(path) for path in (student, tutor.path)]
-    check_pair(load_tokenizer(student), load_tokenizer(tutor.path), *shapes)
+    tutor, student = build.find_checkpoint(spec, config, fetch=False), build.policy_config(config, fetch=False)
+    pair = [(model.path, model.revision) for model in (student, tutor)]
+    shapes: list[Any] = [load_config(*model) for model in pair]
+    check_pair(*(load_tokenizer(*model) for model in pair), *shapes)
     return ok("tutor", f"{tutor.label} ({tutor.path}) shares its tokens with the student")
 
 

@@ -104,12 +104,12 @@ def resolved(config: Config) -> Config:
     tutors = {name: _path(spec, config) for name, spec in config.method.tutors.items()}
     method = replace(config.method, tutors=tutors)
     tutor = _path(config.tutor, config) if config.tutor else None
-    return replace(config, model=build.policy_config(config), tutor=tutor, method=method)
+    return replace(config, model=build.policy_config(config, fetch=False), tutor=tutor, method=method)
 
 
 def _path(spec: str, config: Config) -> str:
     try:
-        return build.find_checkpoint(spec, config).path
+        return build.find_checkpoint(spec, config, fetch=False).path
     except OnpolError:
         return spec
 

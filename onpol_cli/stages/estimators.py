@@ -90,7 +90,7 @@ def run_estimators(overrides: Sequence[str], *, dry_run: bool, as_json: bool) ->
     config = compose([*([] if named else ["method=opd"]), "method.prompts=8", "method.group=8", *overrides])
     if config.method.group % SPLITS:
         raise OnpolError(f"method.group={config.method.group} cannot be split: use a multiple of {SPLITS}.")
-    tutor = build.find_checkpoint(build.require_tutor(config), config)
+    tutor = build.find_checkpoint(build.require_tutor(config), config, fetch=not dry_run)
     if dry_run:
         return show_json({"config": as_dict(config), "dry_run": True}) if as_json else show_text(to_yaml(config))
     build.verify_all(config, {"": tutor})

@@ -88,7 +88,7 @@ def dry(request: EvalRequest, config: Config) -> None:
     with Sandbox(config.sandbox, _preload(config)) as sandbox:
         counts = {task.name: len(_limited(task.problems("test"), config)) for task in _tasks(config, request, sandbox)}
     if request.answers is None and not config.model.random_weights:
-        build.find_checkpoint(request.model or config.model.path, config)
+        build.find_checkpoint(request.model or config.model.path, config, fetch=False)
     if request.as_json:
         show_json({"command": request.command(), "config": as_dict(config), "problems": counts, "dry_run": True})
     else:
@@ -234,7 +234,8 @@ def model_facts(checkpoint: build.Checkpoint, config: Config) -> dict[str, Any]:
         "tutor_label": checkpoint.fact("tutor_label"),
         "evaluates": {
             "run": checkpoint.run.name if checkpoint.run else None,
-            "path": checkpoint.path,
+            "path": checkpoint.origin,
+            **checkpoint.hub_facts,
             "label": checkpoint.label,
             "method": checkpoint.fact("method"),
             "method_choice": checkpoint.fact("method_choice"),

@@ -31,10 +31,12 @@ def launch_training(role: str, overrides: Sequence[str], *, resume: bool, dry_ru
     if dry_run:
         return dry(config, command, as_json, role)
     from onpol_cli.learner.parallel import under_torchrun
+    from onpol_cli.stages.build import fetch_hub_models
     from onpol_cli.stages.torchrun import adopt_processes, launch_processes
 
     adopt_processes(config)
     if config.parallel.nproc * config.parallel.nnodes > 1 and not under_torchrun():
+        fetch_hub_models(config)
         launch_processes(config, command[1:], resume=resume, as_json=as_json)
         return None
     from onpol_cli.stages.train import train_model
@@ -79,8 +81,8 @@ def check(config: Config, role: str) -> None:
 
     check_method(config.method)
     if role == "student" and needs_teacher(config.method) and not config.method.tutors:
-        find_checkpoint(require_tutor(config), config)
-    policy_config(config)
+        find_checkpoint(require_tutor(config), config, fetch=False)
+    policy_config(config, fetch=False)
 
 
 def report(path: Path, as_json: bool, advice: str) -> None:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from onpol_cli.learner.learner import Learner
     from onpol_cli.methods.base import Group, Method
 
-FREE = ("run.name", "hydra.", "paths.")
+FREE = ("run.name", "hydra.", "paths.", "parallel")
+"""Words of the run's command that say nothing of its losses; a replay is one process."""
 SHOWN = ("loss/total", "grad_norm", "kl/teacher", "kl/mismatch", "ratio/mean", "ratio/masked_share", "entropy")
 
 

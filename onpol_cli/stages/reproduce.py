@@ -1,17 +1,21 @@
 """`onpol reproduce EXPERIMENT`: every row of the experiment's matrix, trained, evaluated, compared.
 
-Rows form a graph (a student needs its tutor); rows that are ready run side by side in worker processes,
-one thread each, because a model this small does not fill two cores. Runs have fixed names, so finished
-parts are kept and interrupted ones go on.
+Rows form a graph (a student needs its tutor); rows that are ready run side by side, each in a worker process of
+its own (memory and what a library keeps end with the row), one thread each, because a model this small does not
+fill two cores. With `parallel.nproc` the worker starts the row's training under torchrun. Runs have fixed names, so
+finished parts are kept and interrupted ones go on.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,11 +26,16 @@ from onpol_cli.core.config import Config, RowConfig
 from onpol_cli.core.console import say, show_json, show_text
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.runs.rundir import read_manifest
+from onpol_cli.stages.launch import with_default_method
 
 PLAIN = "ONPOL_PLAIN"
 """Set in workers: no live display, several write to one terminal."""
 PR_SET_PDEATHSIG = 1
 """prctl(2), Linux: the signal that a process gets when its parent dies."""
+ERROR, WARNING = "onpol: ", "onpol: WARNING"
+"""How lines of `console.fail` and of logged warnings start."""
+LAST_WORDS_S = 10.0
+"""How long the output of processes that have ended is waited for: one that they left behind may hold it open."""
 BASE, TUTOR, STUDENT = "base", "train tutor", "distill student"
 
 
@@ -104,7 +113,9 @@ def workers(config: Config) -> int:
     """Rows made side by side."""
     if config.matrix.jobs:
         return config.matrix.jobs
-    return len(os.sched_getaffinity(0)) if config.rollout.engine.value == "hf" and not _has_gpu() else 1
+    if config.rollout.engine.value != "hf" or _has_gpu():
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // config.parallel.nproc)
 
 
 def _has_gpu() -> bool:
@@ -115,11 +126,18 @@ def plan(request: ReproduceRequest, config: Config) -> list[Job]:
     """All jobs in an order in which tutors come before their students.
 
     Raises:
-        OnpolError: no matrix, an unknown row, or a student whose tutor is no row.
+        OnpolError: no matrix, an unknown row, a student whose tutor is no row, or several nodes.
     """
     rows = config.matrix.rows
     if not rows:
         raise OnpolError(f"experiment={request.experiment} has no matrix.rows: nothing to reproduce.")
+    if config.parallel.nnodes > 1:
+        raise OnpolError(
+            f"parallel.nnodes={config.parallel.nnodes}: onpol reproduce starts processes on its own machine only "
+            "(parallel.nproc). Train the large rows on all nodes first: without parallel.nnodes, --dry-run names each "
+            "row's run and command; give that command with run.name=NAME and parallel.* on every node. Then onpol "
+            "reproduce without parallel.nnodes keeps them, and evaluates and compares."
+        )
     chosen = choose(rows, request)
     names = {row.name for row in rows}
     jobs = []
@@ -155,6 +173,8 @@ def make_job(row: RowConfig, seed: int, request: ReproduceRequest, config: Confi
     words = [f"experiment={request.experiment}", f"seed={seed}", *row.overrides]
     words += [*config.matrix.quick, *config.matrix.quick_rows.get(row.name, [])] if request.quick else []
     words += [word for word in request.overrides if not word.startswith(("matrix.", "experiment="))]
+    if row.command != BASE:
+        words = with_default_method(role_of(row.command), words)
     if row.tutor:
         words.append(f"tutor={config.paths.runs}/{stem}-{row.tutor}-{tail}")
     if workers(config) > 1:
@@ -162,6 +182,11 @@ def make_job(row: RowConfig, seed: int, request: ReproduceRequest, config: Confi
     train = "" if row.command == BASE else f"{stem}-{row.name}-{tail}"
     needs = (row.tutor, seed) if row.tutor else None
     return Job((row.name, seed), needs, tuple(words), row.command, train, f"eval-{stem}-{row.name}-{tail}")
+
+
+def role_of(command: str) -> str:
+    """What a trained row becomes."""
+    return "student" if command == STUDENT else "tutor"
 
 
 def show_plan(jobs: Sequence[Job], request: ReproduceRequest) -> None:
@@ -189,26 +214,32 @@ def run_jobs(jobs: Sequence[Job], count: int) -> None:
     keys = {job.key for job in jobs}
     done: set[tuple[str, int]] = set()
     failed: dict[tuple[str, int], str] = {}
-    running: dict[Future[float], Job] = {}
+    running: dict[Future[float], tuple[Job, ProcessPoolExecutor]] = {}
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if count > 1 else {}
-    with _environment({PLAIN: "1", **environment}), ProcessPoolExecutor(
-        count, mp_context=get_context("spawn"), initializer=end_with_parent
-    ) as pool:
+    with _environment({PLAIN: "1", **environment}), ExitStack() as stack:
         while waiting or running:
             for job in [j for j in waiting if j.needs is None or j.needs in done or j.needs not in keys]:
                 if len(running) >= count:
                     break
                 waiting.remove(job)
-                running[pool.submit(run_job, job)] = job
+                pool = stack.enter_context(worker())
+                running[pool.submit(run_job, job)] = job, pool
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                _collect(future, running.pop(future), done, failed)
+                job, pool = running.pop(future)
+                pool.shutdown()
+                _collect(future, job, done, failed)
                 say(f"[{len(done)}/{len(jobs)}] done, {len(running)} running, {len(failed)} failed")
             waiting = [job for job in waiting if job.needs not in failed]
     if failed:
         parts = "; ".join(f"{row} (seed {seed}): {message}" for (row, seed), message in failed.items())
         raise RunFailed(f"Rows failed: {parts}. The same command goes on with the rest.")
+
+
+def worker() -> ProcessPoolExecutor:
+    """A process of its own for one row: its peak memory is the row's, and a row that is killed fails alone."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
 
 
 def _collect(future: Future[float], job: Job, done: set[tuple[str, int]], failed: dict[tuple[str, int], str]) -> None:
@@ -218,6 +249,8 @@ def _collect(future: Future[float], job: Job, done: set[tuple[str, int]], failed
         say(f"{job.eval_name}: done in {future.result():.0f} s")
     elif isinstance(error, OnpolError):
         failed[job.key] = str(error)
+    elif isinstance(error, BrokenProcessPool):
+        failed[job.key] = "its process was killed; if memory ran out: onpol doctor --plan"
     else:
         raise error
 
@@ -246,26 +279,82 @@ def end_with_parent() -> None:
 
 
 def run_job(job: Job) -> float:
-    """Train (unless done) and evaluate (unless done) one row in this process; returns seconds."""
+    """Train (unless done) and evaluate (unless done) one row; returns seconds.
+
+    Both happen in this process, training with `parallel.nproc` in others.
+    """
     from onpol_cli.core.console import setup_logging
     from onpol_cli.stages.evaluate import EvalRequest, evaluate
-    from onpol_cli.stages.train import train_model
 
     setup_logging()
     start = time.perf_counter()
     words = list(job.words)
     if job.train_name:
         config = compose([*words, f"run.name={job.train_name}"])
-        role = "student" if job.command == STUDENT else "tutor"
         if status(config, job.train_name) != "done":
-            command = ["onpol", *job.command.split(), *words, f"run.name={job.train_name}"]
-            train_model(config, role=role, command=command, resume=_exists(config, job.train_name))
+            train_row(job, config)
     config = compose([*words, f"run.name={job.eval_name}"])
     if status(config, job.eval_name) != "done":
         model = job.train_name or None
         request = EvalRequest(config.eval.benches, words, model, resume=_exists(config, job.eval_name))
         evaluate(config, request)
     return time.perf_counter() - start
+
+
+def train_row(job: Job, config: Config) -> None:
+    """Train a row, or go on with it: here, or by its own `onpol` command under torchrun if it wants several processes.
+
+    Raises:
+        RunFailed: started and could not finish, with the words of the process that failed.
+    """
+    from onpol_cli.stages.build import fetch_hub_models
+    from onpol_cli.stages.torchrun import launch_processes
+    from onpol_cli.stages.train import train_model
+
+    resume = _exists(config, job.train_name)
+    words = [*job.command.split(), *job.words, f"run.name={job.train_name}"]
+    if config.parallel.nproc == 1:
+        train_model(config, role=role_of(job.command), command=["onpol", *words], resume=resume)
+        return
+    fetch_hub_models(config)
+    with overheard() as errors:
+        try:
+            launch_processes(config, words, resume=resume, as_json=False)
+            return
+        except RunFailed as error:
+            status = str(error).partition(";")[0]
+    raise RunFailed(f"{' '.join(errors[:1]) or 'no message'} ({status})")
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """Errors that child processes tell of, complete when the context ends; their output all goes on to stderr.
+
+    A result on their stdout would mix with that of this command.
+    """
+    errors: list[str] = []
+    kept = [os.dup(number) for number in (1, 2)]
+    source, sink = os.pipe()
+
+    def listen() -> None:
+        with os.fdopen(source, "rb") as lines:
+            for line in lines:
+                os.write(kept[1], line)
+                text = line.decode(errors="replace").strip()
+                if text.startswith(ERROR) and not text.startswith(WARNING):
+                    errors.append(text.removeprefix(ERROR))
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        for number in (1, 2):
+            os.dup2(sink, number)
+        os.close(sink)
+        yield errors
+    finally:
+        for number, own in zip((1, 2), kept, strict=True):
+            os.dup2(own, number)
+        listener.join(LAST_WORDS_S)
 
 
 def status(config: Config, name: str) -> str | None:

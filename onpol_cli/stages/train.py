@@ -118,11 +118,12 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
         "method_choice": variant(config),
         "model_role": role,
         "label": name,
-        "tutor": first.run.name if first and first.run else (first.path if first else None),
+        "tutor": first.run.name if first and first.run else (first.origin if first else None),
         "tutor_label": origin or None,
+        **build.start_facts(config),
         "hashes": {"tutor": {key: build.model_hash(c.path) for key, c in tutors.items()} or None},
     }
-    short = None if first is None else str(first.fact("method_choice") or Path(first.path).name)
+    short = None if first is None else str(first.fact("method_choice") or Path(first.origin).name)
     return facts, short
 
 
@@ -137,7 +138,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     bench, method, source, steps = assemble(run, config, tutors, stack)
     first = bench.learner.world.rank == 0
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
-    run.update_manifest(planned_steps=steps)
+    run.update_manifest(planned_steps=steps, processes=bench.learner.world.size)
     bench.learner.dump = dump_to(run, bench.learner.world)
     run.resumed = bench.learner.world.agreed(lambda: run.resumed)  # only the first process knows what it found
     measure_noise(run, bench)

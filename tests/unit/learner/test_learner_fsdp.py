@@ -149,6 +149,15 @@ def test_processes_wait_for_each_other_as_long_as_configured(one_process, monkey
     leave_world()  # nothing to leave
 
 
+@pytest.mark.parametrize("more", [{"nproc": 2}, {"nnodes": 2}])
+def test_a_process_that_is_to_be_one_of_several_does_not_go_on_alone(monkeypatch, more):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(OnpolError, match=r"ask for 2 processes, and this one is alone\. onpol train tutor, "):
+        join_world(ParallelConfig(**more), CPU)
+    assert join_world(ParallelConfig(), CPU) == World(0, 1)
+
+
 def test_a_process_ends_with_its_status_output_and_exit_handlers():
     code = "import atexit, sys; from onpol_cli.learner.parallel import end_process; "
     code += "atexit.register(print, 'handled'); sys.stdout.write('said '); end_process(7); print('not reached')"

@@ -57,6 +57,12 @@ def make_run(root: Path, folder: Path, groups: list[list[Sample]]) -> RunInfo:
     return find_run("rl-run", root)
 
 
+def test_a_run_of_several_processes_is_replayed_in_one(tmp_path: Path) -> None:
+    old = ["method=rl", "parallel=node8", "parallel.nproc=4", "seed=3"]
+    info = RunInfo(tmp_path, {"command": ["onpol", "train", "tutor", *old, "run.name=rl-run"]})
+    assert words_of(info, ["method.steps=1"]) == ["method=rl", "seed=3", "method.steps=1"]
+
+
 def test_rollouts_come_back_as_they_were(tmp_path: Path) -> None:
     groups = [group([0.5, -0.2], [-1.0, -2.0, -3.0, -4.0])]
     problem = Problem("p", "the statement", None)
