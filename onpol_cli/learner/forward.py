@@ -151,7 +151,8 @@ class TokenModel:
         see it, so that the attention kernel takes its causal fast path.
         """
         if isinstance(layout, PackedLayout):
-            return native.decode(self.model, layout, torch.bfloat16 if self.reduced else self.model.dtype)
+            dtype = torch.bfloat16 if self.reduced else self.model.dtype
+            return native.decode(self.model, layout, dtype, self.config.gradient_checkpointing)
         with self.autocast():
             states: Tensor = self.model.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state
         return states.flatten(0, 1).index_select(0, layout.predict)
