@@ -106,9 +106,13 @@ class TokenModel:
         return HeadOptions(self.vocab, self.config.chunk, self.temperature if temperature is None else temperature)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The forward pass's number format."""
+        """The forward pass's number format.
+
+        Each weight is used once, so that a cache of autocast's copies would save nothing, and hold all of them until
+        the forward pass is over, though layers be recomputed.
+        """
         if self.reduced:
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     @contextmanager
