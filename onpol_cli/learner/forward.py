@@ -106,9 +106,13 @@ class TokenModel:
         return HeadOptions(self.vocab, self.config.chunk, self.temperature if temperature is None else temperature)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The forward pass's number format."""
+        """The forward pass's number format.
+
+        Each weight is used once, so that a cache of autocast's copies would save nothing, and hold all of them until
+        the forward pass is over, though layers be recomputed.
+        """
         if self.reduced:
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     @contextmanager
@@ -151,7 +155,8 @@ class TokenModel:
         see it, so that the attention kernel takes its causal fast path.
         """
         if isinstance(layout, PackedLayout):
-            return native.decode(self.model, layout, torch.bfloat16 if self.reduced else self.model.dtype)
+            dtype = torch.bfloat16 if self.reduced else self.model.dtype
+            return native.decode(self.model, layout, dtype, self.config.gradient_checkpointing)
         with self.autocast():
             states: Tensor = self.model.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state
         return states.flatten(0, 1).index_select(0, layout.predict)

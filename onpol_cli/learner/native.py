@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from onpol_cli.learner.attention import Attention, Shape
+from onpol_cli.learner.attention import Attention, Saved, Shape
 from onpol_cli.learner.packed import PackedLayout
 from onpol_cli.learner.weights import ADAPTER
 
@@ -118,6 +118,7 @@ class Context:
     rotation: Tensor
     order: Tensor
     dtype: torch.dtype
+    recompute: bool
 
 
 @dataclass(frozen=True)
@@ -161,55 +162,74 @@ def gather(weights: tuple[Tensor, ...], context: Context) -> Matrices:
     )
 
 
+class Kept(NamedTuple):
+    """What a layer's backward needs beside its parameters."""
+
+    matrices: Matrices
+    norms: tuple[NormState, NormState, NormState]
+    attended: tuple[Tensor, Tensor, list[list[Saved]]]
+    mlp: tuple[Tensor, ...]
+
+
+def run_layer(context: Context, keep: Tensor | None, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Kept]:
+    """The residual stream behind a layer, as `_Layer` has it, and what its backward needs."""
+    shape, dtype = context.shape, context.dtype
+    w = gather(weights, context)
+    before = NormState(x, shape.eps)
+    entry = before.unit.to(dtype)
+    qkv = (entry @ w.qkv.T).view(len(x), -1, shape.head_dim)
+    heads = NormState(qkv[:, : shape.rotated].to(x.dtype), shape.eps)
+    turned = torch.view_as_complex((heads.unit * w.head_norm).unflatten(2, (-1, 2))) * context.rotation
+    query_key = torch.view_as_real(turned).flatten(2).to(dtype)
+    query, key, value = query_key[:, : shape.heads], query_key[:, shape.heads :], qkv[:, shape.rotated :]
+    mixed, attention = context.attention.forward(query, key, value)
+    if keep is not None:
+        x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
+    middle = x + mixed @ w.out.T
+    after = NormState(middle, shape.eps)
+    inner = after.unit.to(dtype)
+    gate, up = inner @ w.gate.T, inner @ w.up.T
+    active = F.silu(gate)
+    product = active * up
+    kept = Kept(w, (before, heads, after), (entry, mixed, attention), (inner, gate, up, active, product))
+    return middle + product @ w.down.T, kept
+
+
 class _Layer(torch.autograd.Function):
     """One decoder layer on packed tokens: `x: [M, H]` residual stream in, residual stream out.
 
     With `keep: [K]` (distinct tokens) only these are computed beyond attention and returned, `[K, H]`:
-    nobody reads the others after the last layer.
+    nobody reads the others after the last layer. With `context.recompute`, x alone is kept and backward runs the
+    layer again.
     """
 
     @staticmethod
     def forward(ctx: Any, context: Context, keep: Tensor | None, x: Tensor, *weights: Tensor) -> Tensor:
-        shape, dtype = context.shape, context.dtype
-        w = gather(weights, context)
-        before = NormState(x, shape.eps)
-        entry = before.unit.to(dtype)
-        qkv = (entry @ w.qkv.T).view(len(x), -1, shape.head_dim)
-        heads = NormState(qkv[:, : shape.rotated].to(x.dtype), shape.eps)
-        turned = torch.view_as_complex((heads.unit * w.head_norm).unflatten(2, (-1, 2))) * context.rotation
-        query_key = torch.view_as_real(turned).flatten(2).to(dtype)
-        query, key, value = query_key[:, : shape.heads], query_key[:, shape.heads :], qkv[:, shape.rotated :]
-        mixed, attention = context.attention.forward(query, key, value)
-        if keep is not None:
-            x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
-        middle = x + mixed @ w.out.T
-        after = NormState(middle, shape.eps)
-        inner = after.unit.to(dtype)
-        gate, up = inner @ w.gate.T, inner @ w.up.T
-        active = F.silu(gate)
-        product = active * up
-        ctx.context, ctx.matrices, ctx.norms = context, w, (before, heads, after)
-        ctx.attended = (entry, mixed, attention)
-        ctx.keep = keep
-        ctx.mlp = (inner, gate, up, active, product)
-        ctx.save_for_backward(*weights)
-        result: Tensor = middle + product @ w.down.T
+        result, kept = run_layer(context, keep, x, weights)
+        ctx.context, ctx.keep = context, keep
+        ctx.kept = None if context.recompute else kept
+        ctx.save_for_backward(*weights, *((x,) if context.recompute else ()))
         return result
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        weights, w = ctx.saved_tensors, ctx.matrices
+        context, kept, saved = ctx.context, ctx.kept, ctx.saved_tensors
+        if context.recompute:
+            *weights, x = saved
+            kept = run_layer(context, ctx.keep, x, tuple(weights))[1]
+        else:
+            weights = list(saved)
         needs = Needs(*ctx.needs_input_grad[-len(weights) :])
-        middle_grad, gate_wg, up_wg, down_wg = _mlp_backward(upstream[0], w, ctx.mlp, ctx.norms[2], needs)
-        x_grad, qkv_wg, out_wg, norm_g = _attention_backward(middle_grad, ctx, needs)
+        middle_grad, gate_wg, up_wg, down_wg = _mlp_backward(upstream[0], kept, needs)
+        x_grad, qkv_wg, out_wg, norm_g = _attention_backward(middle_grad, context, ctx.keep, kept, needs)
         first, second, query, key, value, _, gate, up, *_ = weights
-        entering = (None, None, None) if qkv_wg is None else _split_qkv(qkv_wg, ctx.context)
+        entering = (None, None, None) if qkv_wg is None else _split_qkv(qkv_wg, context)
         first_g = _norm_gradient((query, key, value), entering) if needs.first else None
         second_g = _norm_gradient((gate, up), (gate_wg, up_wg)) if needs.second else None
         gate_up = (_unfold(gate_wg, second), _unfold(up_wg, second))
         unfolded = (*(_unfold(m, first) for m in entering), out_wg, *gate_up, down_wg)
         matrices = [None if m is None else m.to(first.dtype) for m in unfolded]
-        shape = ctx.context.shape
+        shape = context.shape
         head_norms = (norm_g[: shape.heads].sum(0) * shape.scale, norm_g[shape.heads :].sum(0))
         return None, None, x_grad, first_g, second_g, *matrices, *head_norms
 
@@ -266,17 +286,16 @@ def _split_qkv(grad: Tensor, context: Context) -> tuple[Tensor, ...]:
 
 
 def _attention_backward(
-    middle_grad: Tensor, ctx: Any, needs: Needs
+    middle_grad: Tensor, context: Context, keep: Tensor | None, kept: Kept, needs: Needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Gradients of x, of qkv and out matrices, and of the head norms `[heads + kv, d]`."""
-    context, w = ctx.context, ctx.matrices
-    shape, dtype = context.shape, context.dtype
-    before, heads, _ = ctx.norms
-    entry, mixed, attention = ctx.attended
+    w, shape, dtype = kept.matrices, context.shape, context.dtype
+    before, heads, _ = kept.norms
+    entry, mixed, attention = kept.attended
     narrow = middle_grad.to(dtype)
     mixed_g = narrow @ w.out
-    if ctx.keep is not None:
-        mixed_g = mixed_g.new_zeros(len(entry), mixed_g.shape[1]).index_copy_(0, ctx.keep, mixed_g)
+    if keep is not None:
+        mixed_g = mixed_g.new_zeros(len(entry), mixed_g.shape[1]).index_copy_(0, keep, mixed_g)
     query_g, key_g, value_g = context.attention.backward(mixed_g, attention)
     query_key_g = torch.cat([query_g.view(len(entry), shape.heads, -1), key_g], 1).to(middle_grad.dtype)
     turned = torch.view_as_complex(query_key_g.unflatten(2, (-1, 2))) * context.rotation.conj()
@@ -285,19 +304,20 @@ def _attention_backward(
     raw_g = heads.backward(normed_g.mul_(w.head_norm))
     qkv_g = torch.cat([raw_g.to(dtype), value_g], 1).flatten(1)
     x_grad = before.backward((qkv_g @ w.qkv).to(middle_grad.dtype))
-    if ctx.keep is None:
+    if keep is None:
         x_grad.add_(middle_grad)
     else:
-        x_grad.index_add_(0, ctx.keep, middle_grad)  # the kept are distinct: nothing depends on an order
+        x_grad.index_add_(0, keep, middle_grad)  # the kept are distinct: nothing depends on an order
     out_wg = _weight_gradient(needs.out, narrow, mixed)
     return x_grad, _weight_gradient(needs.qkv, qkv_g, entry), out_wg, norm_g
 
 
 def _mlp_backward(
-    grad: Tensor, w: Matrices, kept: tuple[Tensor, ...], after: NormState, needs: Needs
+    grad: Tensor, kept: Kept, needs: Needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of the residual stream before the MLP and of gate, up and down."""
-    inner, gate, up, active, product = kept
+    w, after = kept.matrices, kept.norms[2]
+    inner, gate, up, active, product = kept.mlp
     narrow = grad.to(product.dtype)
     down_wg = _weight_gradient(needs.down, narrow, product)
     product_g = narrow @ w.down
@@ -322,13 +342,14 @@ def kept_tokens(predict: Tensor, total: int, grain: int) -> tuple[Tensor, Tensor
     return torch.cat([kept, unread[:missing]]), places
 
 
-def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> Tensor:
+def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype, recompute: bool = False) -> Tensor:
     """`[N, H]` states (after the final norm) that predict the completion tokens of `layout`.
 
     Args:
         model: a model that `supports` accepts, on the CPU.
         layout: packed sequences.
         dtype: format of the matrix products; norms and the residual stream keep the weights' format.
+        recompute: between layers only the residual stream is kept; backward runs each layer again.
     """
     base: Any = model.base_model
     config = model.config
@@ -342,6 +363,7 @@ def decode(model: PreTrainedModel, layout: PackedLayout, dtype: torch.dtype) -> 
         rotation(F.pad(layout.positions, (0, filling)), model, x.dtype),
         interleave(shape.head_dim),
         dtype,
+        recompute,
     )
     kept, places = kept_tokens(layout.predict, len(x), grain)
     for layer in base.layers:

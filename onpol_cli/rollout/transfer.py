@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
+from onpol_cli.core.config import RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.placement import automatic_transfer, server_gpus
 from onpol_cli.rollout.server_client import Endpoint
 from onpol_cli.rollout.vllm_env import TRANSFER_SINCE, on_gpu, several_processes, too_old
 
@@ -43,8 +44,7 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
     asked, alone, one = config.weight_transfer, not several_processes(), config.tensor_parallel == 1
     old = too_old(TRANSFER_SINCE)
     if asked is WeightTransfer.auto:
-        fits = on_gpu() and alone and one and not old and not config.servers and config.lora_sync is LoraSync.merged
-        return WeightTransfer.ipc if fits else WeightTransfer.reload
+        return automatic_transfer(config, alone) if on_gpu() and not old else WeightTransfer.reload
     if asked is not WeightTransfer.reload and not (on_gpu() and alone):
         raise OnpolError(
             f"rollout.weight_transfer={asked.value} moves weights between GPUs for one learner process; here is "
@@ -81,42 +81,6 @@ def local_gpus(kind: WeightTransfer, number: int, workers: int) -> list[str]:
     else:
         learners = range(torch.cuda.current_device(), torch.cuda.current_device() + 1)
     return server_gpus(kind, number, workers, names.split(","), learners)
-
-
-def server_gpus(
-    kind: WeightTransfer, number: int, workers: int, visible: Sequence[str], learners: Sequence[int]
-) -> list[str]:
-    """GPUs of local server `number`: the learner's own for `ipc`, the next free ones for `nccl`.
-
-    For `reload` the free ones as well, and after them, in turn, those of the learner's processes.
-
-    Args:
-        workers: GPUs a server needs (`rollout.tensor_parallel`).
-        visible: all GPUs of this machine that may be used, by the names in CUDA_VISIBLE_DEVICES.
-        learners: places of the learner's among them.
-
-    Raises:
-        OnpolError: there are too few.
-    """
-    own = [visible[place] for place in learners if place < len(visible)]  # fewer: each process sees its own alone
-    others = [name for name in visible if name not in own]
-    if kind is WeightTransfer.ipc:
-        return own[:1]
-    if kind is WeightTransfer.reload:
-        if workers > len(visible):
-            raise OnpolError(
-                f"rollout.tensor_parallel={workers} wants as many GPUs for each local server; {len(visible)} are "
-                f"visible. Set rollout.tensor_parallel={len(visible)}."
-            )
-        turn = [*others, *own]
-        return [turn[(number * workers + place) % len(turn)] for place in range(workers)]
-    found = others[number * workers : (number + 1) * workers]
-    if len(found) < workers:
-        raise OnpolError(
-            f"rollout.weight_transfer=nccl wants {workers} GPU(s) for each local server beside the learner's own; "
-            f"{len(visible)} are visible. Lower rollout.local_servers, or use rollout.weight_transfer=ipc."
-        )
-    return found
 
 
 class ServersClient:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from learner_cases import make_config, make_model
 
-from onpol_cli.core.config import Config, Dtype, Engine, OpdSignal
+from onpol_cli.core.config import Config, Dtype, Engine, OpdSignal, ScorerKind, WeightTransfer
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import shapes
 from onpol_cli.learner.model import add_adapters
@@ -141,6 +141,66 @@ def test_the_embedded_sampler_keeps_its_weights_and_fits_its_cache_to_the_card(q
     free = 80 - 1.0 - kept - got.rollout["weights"]
     assert got.rollout["kv cache"] == pytest.approx(free / 3)
     assert got.peak >= sum(got.learner.values()) + got.rollout["weights"] + 1.0
+
+
+CARD = 139.0
+SHARE = 0.45 * CARD
+
+
+def served(path, gpus=1, available=CARD, **settings):
+    """The plan of an `opd` run with vLLM servers on a machine of so many GPUs."""
+    config = make_config()
+    config.model.path = path
+    config.method.name, config.method.teacher_coef, config.tutor = "opd", 1.0, "other"
+    config.rollout.engine = Engine.vllm_server
+    for name, value in settings.items():
+        part, _, key = name.partition("__")
+        setattr(getattr(config, part), key, value)
+    return plan(config, available, gpus)
+
+
+def test_local_servers_on_the_learners_gpu_hold_their_share_all_the_time(qwen):
+    far = served(qwen, rollout__servers=["http://far:1"])
+    one = served(qwen)
+    assert far.rollout["local servers"] == 0 and one.rollout["local servers"] == pytest.approx(SHARE)
+    assert one.peak == pytest.approx(far.peak + SHARE)
+    assert one.peak == pytest.approx(sum(one.learner.values()) + SHARE + 1.0)
+    assert served(qwen, rollout__local_servers=2).rollout["local servers"] == pytest.approx(2 * SHARE)
+    crowded = served(qwen, rollout__local_servers=2, available=60.0)
+    assert crowded.verdict == "does not fit"
+    assert crowded.advice.startswith("Largest part: local servers (54.0 GiB). Try rollout.servers")
+    unknown = served(qwen, available=None)
+    assert unknown.rollout["local servers"] > 2 * unknown.parameters / GIB and unknown.verdict == "unknown"
+
+
+def test_a_teachers_server_comes_beside_those_that_sample(qwen):
+    def servers(**settings):
+        return served(qwen, method__scorer=ScorerKind.vllm_server, **settings).rollout["local servers"] / SHARE
+
+    assert servers() == pytest.approx(2)
+    assert servers(rollout__teacher_servers=["http://far:1"]) == pytest.approx(1)
+    assert servers(rollout__servers=["http://far:1"]) == pytest.approx(1)
+    assert servers(rollout__engine=Engine.hf) == pytest.approx(1)
+    assert servers(method__tutors={"one": "a", "two": "b"}) == pytest.approx(3)
+    assert servers(method__name="rl", method__teacher_coef=0.0) == pytest.approx(1)
+    assert servers(method__name="sft", method__teacher_coef=0.0) == 0
+
+
+def test_only_servers_that_share_a_gpu_with_the_learner_count(qwen):
+    reload, nccl = WeightTransfer.reload, WeightTransfer.nccl
+
+    def servers(gpus, **settings):
+        return round(served(qwen, gpus, **settings).rollout["local servers"] / SHARE)
+
+    assert servers(2) == 1, "ipc goes to the learner's own"
+    assert servers(2, rollout__weight_transfer=nccl) == servers(2, rollout__weight_transfer=reload) == 0
+    assert servers(2, rollout__weight_transfer=reload, rollout__local_servers=2) == 1
+    assert servers(8, parallel__nproc=8, rollout__local_servers=8) == 1
+    assert servers(8, parallel__nproc=8, rollout__local_servers=9) == 2
+    assert servers(8, parallel__nproc=4, rollout__local_servers=2, rollout__tensor_parallel=2) == 0
+    assert servers(1, parallel__nproc=8) == 1, "each process sees its own GPU alone"
+    assert servers(2, rollout__tensor_parallel=2) == 1
+    assert servers(None, rollout__tensor_parallel=2) == 1, "no GPU here: as many as are needed"
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("adamw", "float32"), ("adamw", "bfloat16"), ("muon", "float32")])

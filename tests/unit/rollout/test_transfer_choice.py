@@ -7,13 +7,13 @@ import torch
 
 from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.placement import server_gpus
 from onpol_cli.rollout import transfer, vllm_env
 from onpol_cli.rollout.transfer import (
     Transfer,
     WeightStream,
     chosen,
     local_gpus,
-    server_gpus,
     server_options,
     server_variables,
 )

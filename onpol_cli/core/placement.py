@@ -1,0 +1,78 @@
+"""On which GPUs of a machine local vLLM servers run, and how weights reach them where nothing is said.
+
+Owns the rules alone: no machine is asked and nothing is started, so that a plan follows them as a run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
+from onpol_cli.core.errors import OnpolError
+
+
+def automatic_transfer(config: RolloutConfig, alone: bool) -> WeightTransfer:
+    """What `rollout.weight_transfer=auto` means on a GPU with a vLLM that can do both.
+
+    Args:
+        alone: the learner is one process.
+    """
+    fits = alone and config.tensor_parallel == 1 and not config.servers and config.lora_sync is LoraSync.merged
+    return WeightTransfer.ipc if fits else WeightTransfer.reload
+
+
+def server_gpus(
+    kind: WeightTransfer, number: int, workers: int, visible: Sequence[str], learners: Sequence[int]
+) -> list[str]:
+    """GPUs of local server `number`: the learner's own for `ipc`, the next free ones for `nccl`.
+
+    For `reload` the free ones as well, and after them, in turn, those of the learner's processes.
+
+    Args:
+        workers: GPUs a server needs (`rollout.tensor_parallel`).
+        visible: all GPUs of this machine that may be used, by the names in CUDA_VISIBLE_DEVICES.
+        learners: places of the learner's among them.
+
+    Raises:
+        OnpolError: there are too few.
+    """
+    own = [visible[place] for place in learners if place < len(visible)]  # fewer: each process sees its own alone
+    others = [name for name in visible if name not in own]
+    if kind is WeightTransfer.ipc:
+        return own[:1]
+    if kind is WeightTransfer.reload:
+        if workers > len(visible):
+            raise OnpolError(
+                f"rollout.tensor_parallel={workers} wants as many GPUs for each local server; {len(visible)} are "
+                f"visible. Set rollout.tensor_parallel={len(visible)}."
+            )
+        turn = [*others, *own]
+        return [turn[(number * workers + place) % len(turn)] for place in range(workers)]
+    found = others[number * workers : (number + 1) * workers]
+    if len(found) < workers:
+        raise OnpolError(
+            f"rollout.weight_transfer=nccl wants {workers} GPU(s) for each local server beside the learner's own; "
+            f"{len(visible)} are visible. Lower rollout.local_servers, or use rollout.weight_transfer=ipc."
+        )
+    return found
+
+
+def servers_beside(config: RolloutConfig, samplers: int, teachers: int, processes: int, gpus: int, alone: bool) -> int:
+    """Most local servers that share one of the learner's GPUs.
+
+    Args:
+        samplers: local servers that sample.
+        teachers: local servers that score by a teacher; they come after the samplers.
+        processes: of the learner on this machine; each computes on the GPU of its number.
+        gpus: of this machine.
+        alone: the learner is one process, over all machines.
+    """
+    kind = config.weight_transfer
+    kind = automatic_transfer(config, alone) if kind is WeightTransfer.auto else kind
+    # A server of more workers than there are GPUs is refused when it is started: it takes them all here.
+    workers = min(config.tensor_parallel, gpus)
+    placed = [(kind, number) for number in range(samplers)] if kind is not WeightTransfer.nccl else []
+    placed += [(WeightTransfer.reload, samplers)] * teachers
+    names, own = [str(place) for place in range(gpus)], range(processes)
+    used = [name for way, number in placed for name in server_gpus(way, number, workers, names, own)]
+    return max(used.count(str(place)) for place in own)
