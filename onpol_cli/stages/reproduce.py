@@ -8,7 +8,9 @@ finished parts are kept and interrupted ones go on.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -271,9 +273,6 @@ class _environment:
 
 def end_with_parent() -> None:
     """A worker whose parent is killed gets SIGTERM, as the user would send it: it saves its state and stops."""
-    import ctypes
-    import signal
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,22 +152,31 @@ def _resume(plan: SweepPlan, name: str) -> list[str]:
 def call(words: Sequence[str], plan: SweepPlan, log: Path) -> int:
     """Run `onpol WORDS` in its own process, output into `log`; returns the exit status.
 
-    Ctrl-C reaches the child too (same terminal): it is given time to save before the sweep stops.
+    It is in a session of its own: the terminal's Ctrl-C would be its first signal and ours a second one, which stops
+    several processes at once, with nothing saved. It is given time to save before the sweep stops; a second Ctrl-C, or
+    none left of that time, ends all of its processes. It does not outlive the sweep.
     """
+    from onpol_cli.stages.reproduce import end_with_parent
+    from onpol_cli.stages.torchrun import descendants
+
     command = [sys.executable, "-m", "onpol_cli.cli", *words]
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ onpol {' '.join(words)}\n")
         output.flush()
-        environment = {**os.environ, "ONPOL_PLAIN": "1"}
-        child = subprocess.Popen(command, stdout=output, stderr=output, cwd=plan.cwd, env=environment)
+        child = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=plan.cwd, env={**os.environ, "ONPOL_PLAIN": "1"},
+            start_new_session=True, preexec_fn=end_with_parent,
+        )  # fmt: skip
         try:
             return child.wait()
         except BaseException:
             child.terminate()
             try:
                 child.wait(SAVING_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                for pid in descendants(child.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             raise
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -130,6 +135,57 @@ def test_a_failing_job_is_recorded_with_its_own_words(plan: SweepPlan, tmp_path:
     record = run_job(tmp_path / "sweep", ["method=opd", "tutor=/no/such/tutor", f"paths.runs={tmp_path}"])
     assert record.status == "failed" and record.score is None
     assert record.error.startswith("exit 2: ") and "/no/such/tutor" in record.error
+
+
+TOLD = """#!{python}
+import os, signal, sys, time
+from pathlib import Path
+file = Path(os.environ["TOLD"])
+def note(number, frame):
+    with file.open("a") as lines:
+        lines.write(signal.Signals(number).name + "\\n")
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, note)
+file.write_text("")
+end = time.monotonic() + 60
+while not file.read_text() and time.monotonic() < end:
+    time.sleep(0.02)
+time.sleep(1)
+"""
+WAITING = """
+import signal, sys
+from pathlib import Path
+from onpol_cli.stages.sweep_job import SweepPlan, call
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.executable = sys.argv[1]
+call(["train"], SweepPlan([], [], [], ".", "."), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_job_is_told_once_to_stop_however_the_sweep_ends(tmp_path: Path, number: int) -> None:
+    """Ctrl-C reaches the sweep's whole process group; a second signal would stop a job before it has saved."""
+    told, job = tmp_path / "told", tmp_path / "job"
+    job.write_text(TOLD.format(python=sys.executable))
+    job.chmod(0o755)
+    words = [sys.executable, "-c", WAITING, str(job), str(tmp_path / "log")]
+    sweep = subprocess.Popen(words, env={**os.environ, "TOLD": str(told)}, start_new_session=True)
+    wait_until(told.is_file)
+    if number == signal.SIGINT:
+        os.killpg(sweep.pid, number)
+    else:
+        sweep.kill()
+    sweep.wait(60)
+    wait_until(lambda: told.read_text() != "")
+    time.sleep(1.5)
+    assert told.read_text().split() == ["SIGTERM"]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_combination_that_is_refused_fails_alone(tmp_path: Path) -> None:
