@@ -196,6 +196,7 @@ class ModelConfig:
     path: str = "tiny"
     """`tiny` is the model shipped with the package; else a folder, a run, or a hub name."""
     revision: str | None = None
+    """Branch, tag or commit of the hub model in `path`: of weights, tokenizer and template, in every part."""
     dtype: Dtype = Dtype.float32
     """Format in which weights are held. Full training wants float32: bf16 rounds small steps away (docs/gpu.md)."""
     device: Device = Device.auto

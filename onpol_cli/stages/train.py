@@ -128,6 +128,8 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
 
 
 def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack) -> None:
+    from onpol_cli.learner.memory import forget_peak
+    from onpol_cli.learner.model import pick_device
     from onpol_cli.methods.base import Source
     from onpol_cli.methods.registry import scores_by_teacher
     from onpol_cli.stages.progress import StepReporter
@@ -135,6 +137,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     from onpol_cli.training.loop import Parts, train
     from onpol_cli.training.monitors import Monitors
 
+    forget_peak(pick_device(config.model))
     bench, method, source, steps = assemble(run, config, tutors, stack)
     first = bench.learner.world.rank == 0
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent

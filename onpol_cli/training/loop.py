@@ -6,8 +6,6 @@ when to save and when to stop; `saving` owns what is written.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from statistics import fmean
 from onpol_cli.core.config import RunConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.learner.learner import Learner
+from onpol_cli.learner.memory import peak_memory_mb
 from onpol_cli.learner.nonfinite import NonFinite
 from onpol_cli.methods.base import Group, Method, flat
 from onpol_cli.rollout.health import OutOfSync
@@ -135,7 +134,7 @@ def try_step(parts: Parts, step: int) -> tuple[Metrics, list[Group], OutOfSync |
         except OutOfSync as error:  # on every process alike
             failure = error
         own["time/sync"] = time.perf_counter() - syncing
-    own |= {"time/step": time.perf_counter() - start, "memory/peak_mb": peak_memory_mb(parts.learner.device.type)}
+    own |= {"time/step": time.perf_counter() - start, "memory/peak_mb": peak_memory_mb(parts.learner.device)}
     everyone = parts.learner.world.gather((own, len(flat(groups))))
     metrics = trained | reduce_metrics([of for of, _ in everyone], [count for _, count in everyone])
     if metrics.get("time/generate", 0.0) > 0:
@@ -175,13 +174,3 @@ def _reduced(name: str, held: Sequence[tuple[float, int]]) -> float:
 
 def _due(done: int, every: int, steps: int) -> bool:
     return every > 0 and (done % every == 0 or done == steps)
-
-
-def peak_memory_mb(device: str) -> float:
-    """Largest memory so far, MiB: allocated by torch where the learner's `device` is `cuda`, else resident."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 2**20
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes
