@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of a run (rollout, backward, checkpoint write): the resumed run ends bit for bit alike."""
+"""Kill -9 at random moments of a run (rollout, backward, parts of a write): the resumed run ends bit for bit alike."""
 
 import multiprocessing
 import random
@@ -8,21 +8,27 @@ import pytest
 import torch
 from killed_worker import Kill, run_training
 
-from onpol_cli.runs.rundir import read_lines
+from onpol_cli.runs.rundir import read_lines, read_manifest
 
 VOLATILE = ("time/", "memory/", "rate/")
-PHASES = ("rollout", "backward", "checkpoint", "anywhere")
+KILLS = {"rollout": 3, "backward": 3, "checkpoint": 4, "seal": 2, "prune": 2, "best": 2, "final": 2, "step": 2}
+"""Kills in each phase."""
+ROWS = {"prune": 6, "best": 5, "final": 6}
+"""Steps logged before phases that come once: only the last state has one to prune before it."""
+FEW = ("rollout", "backward", "checkpoint")
 
 
 def kills() -> list:
-    """Twenty moments, the first three (one a phase) in every test run."""
+    """Twenty moments, spread evenly over each phase; one of each of `FEW` in every test run."""
     draw = random.Random(20)
-    found = [Kill(PHASES[number % 4], draw.randint(0, 4), number) for number in range(20)]
-    few = {PHASES.index(phase) for phase in ("rollout", "backward", "checkpoint")}
-    return [
-        pytest.param(kill, marks=() if number in few else pytest.mark.full, id=f"{number}-{kill.phase}-{kill.rows}")
-        for number, kill in enumerate(found)
-    ]
+    found = []
+    for phase, count in KILLS.items():
+        parts = draw.sample(range(count), count)
+        for place, part in enumerate(parts):
+            kill = Kill(phase, ROWS.get(phase, draw.randint(0, 4)), (part + draw.random()) / count)
+            marks = () if phase in FEW and place == 0 else pytest.mark.full
+            found.append(pytest.param(kill, marks=marks, id=f"{len(found)}-{phase}-{kill.rows}-{kill.moment:.0%}"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,10 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("killed")
 
 
-def run(server, root: Path, name: str, resume: bool = False, kill: Kill | None = None) -> int:
-    process = server.Process(target=run_training, args=(root, name, resume, kill))
+def run(
+    server, root: Path, name: str, resume: bool = False, kill: Kill | None = None, timed: bool = False
+) -> int:
+    process = server.Process(target=run_training, args=(root, name, resume, kill, timed))
     process.start()
     process.join(300)
     assert process.exitcode is not None, "the run hangs"
@@ -47,7 +55,7 @@ def run(server, root: Path, name: str, resume: bool = False, kill: Kill | None =
 
 @pytest.fixture(scope="module")
 def whole(server, root):
-    assert run(server, root, "whole") == 0
+    assert run(server, root, "whole", timed=True) == 0
     return root / "whole"
 
 
@@ -85,13 +93,15 @@ def assert_equal(first, second, where: str = "state") -> None:
 def test_a_killed_run_resumes_to_the_same_end(server, root, whole, kill, request):
     name = request.node.callspec.id
     assert run(server, root, name, kill=kill) == -9
-    assert (root / f"{name}.note").read_text()
+    assert (root / f"{name}.note").read_text().startswith(kill.phase)
     assert run(server, root, name, resume=True) == 0
     again = root / name
     assert steady(again) == steady(whole)
     assert_equal(state(again, 6), state(whole, 6))
-    weights = [(path / "checkpoint" / "model.safetensors").read_bytes() for path in (again, whole)]
-    assert weights[0] == weights[1]
+    for folder in ("checkpoint", "best"):
+        weights = [(path / folder / "model.safetensors").read_bytes() for path in (again, whole)]
+        assert weights[0] == weights[1], folder
+    assert read_manifest(again)["best"] == read_manifest(whole)["best"]
     assert rollouts(again) == rollouts(whole)
     assert not list(again.rglob(".*.tmp")) and not list(again.rglob(".*.old")), "a half-written folder stays behind"
 
