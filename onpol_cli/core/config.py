@@ -379,6 +379,7 @@ class LearnerConfig:
     native: bool = True
     """On the CPU, run plain Qwen3 models, LoRA too, through the hand-written decoder (same numbers; docs/speed.md)."""
     gradient_checkpointing: bool = False
+    """Recompute each layer in backward, in the native decoder too: less memory, a forward pass more."""
     compile: bool = False
     """torch.compile of each transformers layer, which then runs instead of the native decoder."""
     liger: bool = False
