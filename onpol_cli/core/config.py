@@ -290,6 +290,11 @@ class MethodConfig:
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
             check(0 <= low <= 1 <= high, f"method.{name}_low and _high must lie around 1, got {low} and {high}.")
 
+    @property
+    def needs_tutor(self) -> bool:
+        """Whether a tutor scores what the policy is trained on; opsd is its own."""
+        return self.teacher_coef != 0 and self.name != "opsd"
+
 
 @dataclass
 class SamplingConfig:

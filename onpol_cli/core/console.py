@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 LOGGER = logging.getLogger("onpol")
+OWN = "onpol: "
+"""How onpol's own lines on stderr start."""
 
 
 @cache
@@ -64,7 +66,13 @@ def show_json(value: Any) -> None:
 
 def fail(message: str) -> None:
     """An error in one line, on stderr."""
-    say(f"onpol: {message}")
+    say(f"{OWN}{message}")
+
+
+def error_in(line: str) -> list[str]:
+    """What `fail` said in a line of another process's output; nothing if it is of anything else."""
+    text = line.strip()
+    return [text.removeprefix(OWN)] if text.startswith(OWN) and not text.startswith(f"{OWN}WARNING") else []
 
 
 def setup_logging(level: int = logging.WARNING, file: Path | None = None) -> None:
@@ -75,7 +83,7 @@ def setup_logging(level: int = logging.WARNING, file: Path | None = None) -> Non
         handler = logging.StreamHandler(sys.stderr)
         handler.onpol_stream = True  # type: ignore[attr-defined]
         handler.setLevel(level)
-        handler.setFormatter(logging.Formatter("onpol: %(levelname)s: %(message)s"))
+        handler.setFormatter(logging.Formatter(f"{OWN}%(levelname)s: %(message)s"))
         LOGGER.addHandler(handler)
     if file is not None:
         _attach_file(file)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from onpol_cli.core.console import say
+from onpol_cli.core.processes import children
 
 PATIENCE_S = 180.0
 """After the signal and the loss of a peer: time to close servers and to write how the run ended."""
@@ -45,17 +46,10 @@ def _watch(told: int, parent: int, peers: int, patience: float) -> None:
 
 def alive(parent: int) -> int:
     """Children of process `parent` that were started as learner processes and have not ended."""
-    found = 0
-    for file in Path(f"/proc/{parent}/task").glob("*/children"):
-        try:
-            pids = file.read_text().split()
-        except OSError:  # a thread that ended meanwhile
-            continue
-        found += sum(_is_learner(pid) for pid in pids)
-    return found
+    return sum(map(_is_learner, children(parent)))
 
 
-def _is_learner(pid: str) -> bool:
+def _is_learner(pid: int) -> bool:
     try:
         return b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()  # empty of one that has ended
     except OSError:

@@ -81,7 +81,7 @@ def head_bytes(shape: Shape, chunk: int, tokens: int, method: MethodConfig) -> i
 def frozen_models(config: Config, policy: Shape) -> tuple[list[Shape], int]:
     """Whole models beside the policy in the learner's process: teachers scored here, and how many references."""
     method = config.method
-    local = method.scorer is not ScorerKind.vllm_server and needs_teacher(method)
+    local = method.scorer is not ScorerKind.vllm_server and method.needs_tutor
     tutors = list(method.tutors.values()) or [config.tutor or ""]
     reference = int(method.reference_kl > 0 or method.name == "dpo")
     if config.model.lora.rank > 0:
@@ -185,11 +185,6 @@ def samples(config: Config) -> bool:
     return config.method.name not in WITHOUT_SAMPLER or config.run.validate_every > 0
 
 
-def needs_teacher(method: MethodConfig) -> bool:
-    """Whether a tutor scores what the policy is trained on."""
-    return (method.teacher_coef != 0 or method.name in ("opd", "gkd")) and method.name != "opsd"
-
-
 def local_servers(config: Config, gpus: int) -> int:
     """Most vLLM servers started here that share one of the learner's GPUs, for samples and for teachers.
 
@@ -202,7 +197,7 @@ def local_servers(config: Config, gpus: int) -> int:
     return servers_beside(
         rollout,
         rollout.local_servers if sampling and samples(config) else 0,
-        max(1, len(config.method.tutors)) if scoring and needs_teacher(config.method) else 0,
+        max(1, len(config.method.tutors)) if scoring and config.method.needs_tutor else 0,
         parallel.nproc, gpus, parallel.nproc * parallel.nnodes == 1,
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def scores_by_teacher(config: MethodConfig) -> bool:
 
 def needs_teacher(config: MethodConfig) -> bool:
     """Whether a tutor must be given."""
-    return config.teacher_coef != 0 and config.name not in ("opsd",)
+    return config.needs_tutor
 
 
 def needs_hidden(config: MethodConfig) -> bool:

@@ -31,12 +31,10 @@ def launch_training(role: str, overrides: Sequence[str], *, resume: bool, dry_ru
     if dry_run:
         return dry(config, command, as_json, role)
     from onpol_cli.learner.parallel import under_torchrun
-    from onpol_cli.stages.build import fetch_hub_models
     from onpol_cli.stages.torchrun import adopt_processes, launch_processes
 
     adopt_processes(config)
     if config.parallel.nproc * config.parallel.nnodes > 1 and not under_torchrun():
-        fetch_hub_models(config)
         launch_processes(config, command[1:], resume=resume, as_json=as_json)
         return None
     from onpol_cli.stages.train import train_model

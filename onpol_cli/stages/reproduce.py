@@ -8,10 +8,7 @@ finished parts are kept and interrupted ones go on.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,17 +22,14 @@ from typing import Any
 
 from onpol_cli.core.compose import compose
 from onpol_cli.core.config import Config, RowConfig
-from onpol_cli.core.console import say, show_json, show_text
+from onpol_cli.core.console import error_in, say, show_json, show_text
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.processes import end_with_parent
 from onpol_cli.runs.rundir import read_manifest
 from onpol_cli.stages.launch import with_default_method
 
 PLAIN = "ONPOL_PLAIN"
 """Set in workers: no live display, several write to one terminal."""
-PR_SET_PDEATHSIG = 1
-"""prctl(2), Linux: the signal that a process gets when its parent dies."""
-ERROR, WARNING = "onpol: ", "onpol: WARNING"
-"""How lines of `console.fail` and of logged warnings start."""
 LAST_WORDS_S = 10.0
 """How long the output of processes that have ended is waited for: one that they left behind may hold it open."""
 BASE, TUTOR, STUDENT = "base", "train tutor", "distill student"
@@ -271,12 +265,6 @@ class _environment:
             os.environ.pop(name, None)
 
 
-def end_with_parent() -> None:
-    """A worker whose parent is killed gets SIGTERM, as the user would send it: it saves its state and stops."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def run_job(job: Job) -> float:
     """Train (unless done) and evaluate (unless done) one row; returns seconds.
 
@@ -306,7 +294,6 @@ def train_row(job: Job, config: Config) -> None:
     Raises:
         RunFailed: started and could not finish, with the words of the process that failed.
     """
-    from onpol_cli.stages.build import fetch_hub_models
     from onpol_cli.stages.torchrun import launch_processes
     from onpol_cli.stages.train import train_model
 
@@ -315,10 +302,9 @@ def train_row(job: Job, config: Config) -> None:
     if config.parallel.nproc == 1:
         train_model(config, role=role_of(job.command), command=["onpol", *words], resume=resume)
         return
-    fetch_hub_models(config)
-    with overheard() as errors:
+    with overheard() as (sink, errors):
         try:
-            launch_processes(config, words, resume=resume, as_json=False)
+            launch_processes(config, words, resume=resume, as_json=False, output=sink)
             return
         except RunFailed as error:
             status = str(error).partition(";")[0]
@@ -326,33 +312,26 @@ def train_row(job: Job, config: Config) -> None:
 
 
 @contextmanager
-def overheard() -> Iterator[list[str]]:
-    """Errors that child processes tell of, complete when the context ends; their output all goes on to stderr.
+def overheard() -> Iterator[tuple[int, list[str]]]:
+    """A descriptor for the output of child processes, and the errors that they tell of there.
 
-    A result on their stdout would mix with that of this command.
+    All goes on to stderr, since a result on stdout would mix with that of this command. Complete when the context ends.
     """
     errors: list[str] = []
-    kept = [os.dup(number) for number in (1, 2)]
     source, sink = os.pipe()
 
     def listen() -> None:
         with os.fdopen(source, "rb") as lines:
             for line in lines:
-                os.write(kept[1], line)
-                text = line.decode(errors="replace").strip()
-                if text.startswith(ERROR) and not text.startswith(WARNING):
-                    errors.append(text.removeprefix(ERROR))
+                os.write(2, line)
+                errors.extend(error_in(line.decode(errors="replace")))
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        for number in (1, 2):
-            os.dup2(sink, number)
-        os.close(sink)
-        yield errors
+        yield sink, errors
     finally:
-        for number, own in zip((1, 2), kept, strict=True):
-            os.dup2(own, number)
+        os.close(sink)
         listener.join(LAST_WORDS_S)
 
 

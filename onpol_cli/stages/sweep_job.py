@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onpol_cli.core.console import error_in
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.core.files import sha256_text, write_json
+from onpol_cli.core.processes import end_with_parent, kill_all
 from onpol_cli.runs.rundir import read_manifest
 
 PLAN = "sweep.json"
@@ -156,9 +156,6 @@ def call(words: Sequence[str], plan: SweepPlan, log: Path) -> int:
     several processes at once, with nothing saved. It is given time to save before the sweep stops; a second Ctrl-C, or
     none left of that time, ends all of its processes. It does not outlive the sweep.
     """
-    from onpol_cli.stages.reproduce import end_with_parent
-    from onpol_cli.stages.torchrun import descendants
-
     command = [sys.executable, "-m", "onpol_cli.cli", *words]
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ onpol {' '.join(words)}\n")
@@ -174,16 +171,14 @@ def call(words: Sequence[str], plan: SweepPlan, log: Path) -> int:
             try:
                 child.wait(SAVING_S)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                for pid in descendants(child.pid):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                kill_all(child.pid)
             raise
 
 
 def last_words(log: Path) -> str:
     """The last line of onpol's own messages in a log, which says why a job failed."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    own = [line.removeprefix("onpol: ") for line in lines if line.startswith("onpol: ")]
+    own = [error for line in lines for error in error_in(line)]
     return (own or lines or ["no output"])[-1][:300]
 
 

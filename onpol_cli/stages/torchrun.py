@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from onpol_cli.core.config import Config
 from onpol_cli.core.console import say
 from onpol_cli.core.errors import OnpolError, RunFailed
+from onpol_cli.core.processes import kill_all
 from onpol_cli.learner.parallel import torchrun_words, under_torchrun
 from onpol_cli.runs.rundir import RunDir, read_manifest
 from onpol_cli.training.interrupt import SIGNALS, Interrupted, handle
@@ -73,19 +73,29 @@ def first_host(nodes: str) -> str:
     return "".join(part or "" for part in found.groups()) if found else nodes
 
 
-def launch_processes(config: Config, words: Sequence[str], *, resume: bool, as_json: bool) -> None:
+def launch_processes(
+    config: Config, words: Sequence[str], *, resume: bool, as_json: bool, output: int | None = None
+) -> None:
     """Run `onpol WORDS` under torchrun with `parallel.*`. Ctrl-C and SIGTERM reach all of its processes.
+
+    Hub models are fetched before, by this process alone.
+
+    Args:
+        output: descriptor that all output goes to; default: stdout and stderr are this process's.
 
     Raises:
         Interrupted: it was told to stop.
         RunFailed: a process failed; its message is above.
     """
+    from onpol_cli.stages.build import fetch_hub_models
+
+    fetch_hub_models(config)
     options = (["--resume"] if resume else []) + (["--json"] if as_json else [])
     command = torchrun_words(config.parallel, ["onpol_cli.cli", *words, *options])
     # torchrun kills what has not ended so long after a signal; without this variable (or before torch knew it) 30 s.
     patience = str(round(60 * config.parallel.timeout_minutes))
     environment = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience, **os.environ}
-    children = Forwarded(command, environment)
+    children = Forwarded(command, environment, output)
     status = children.wait()
     if children.asked:
         raise Interrupted("Stopped; what was saved is said above. Go on with --resume.")
@@ -99,11 +109,13 @@ class Forwarded:
     The terminal's Ctrl-C would reach torchrun and its workers twice, which is once too often to save anything.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: dict[str, str], output: int | None = None) -> None:
         self.asked = False
         self._process: subprocess.Popen[bytes] | None = None
         self._restore = handle(SIGNALS, self._handle)
-        self._process = subprocess.Popen(command, env=environment, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )  # fmt: skip
         if self.asked:  # told so before there was anybody to tell
             self._process.terminate()
 
@@ -115,8 +127,7 @@ class Forwarded:
             self._process.terminate()
         else:
             say("Stopping at once; what was not saved is lost.")
-            for pid in descendants(self._process.pid):
-                _kill(pid)
+            kill_all(self._process.pid)
 
     def wait(self) -> int:
         """Status of the command, once it has ended."""
@@ -125,25 +136,6 @@ class Forwarded:
             return self._process.wait()
         finally:
             self._restore()
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def descendants(pid: int) -> list[int]:
-    """`pid` and, where /proc tells (Linux), all processes below it."""
-    found = [pid]
-    for parent in found:  # grows under way
-        for file in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found += map(int, file.read_text().split())
-            except OSError:  # ended meanwhile
-                continue
-    return found
 
 
 class FollowedRun(RunDir):

@@ -71,7 +71,7 @@ def proportional(pid: int) -> int:
 
 def measure(way: str, nproc: int, folder: Path) -> dict[str, Any]:
     """Seconds, norm and peak GiB of one way."""
-    from onpol_cli.stages.torchrun import descendants
+    from onpol_cli.core.processes import descendants
 
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", __file__]
     process = subprocess.Popen([*words, "--one", way, str(folder)], stdout=sys.stderr)

@@ -9,7 +9,6 @@ whose ratios are sandbox / one by one.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -99,10 +98,7 @@ def main() -> None:
         "one_by_one": fresh,
         "ratios": ratios,
     }
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "sandbox.json").write_text(json.dumps(line, indent=1) + "\n")
-    tell(line, None)
+    tell(line, arguments.out and arguments.out / "sandbox.json")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from needed import wait_for
 
+from onpol_cli.core.processes import descendants
 from onpol_cli.runs.rundir import read_lines
-from onpol_cli.stages.torchrun import descendants
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 TOLERANCE = 1e-5

@@ -16,12 +16,12 @@ from needed import wait_for
 from vllm_toys import REAL_TOKENS, TOLERANCE, UPDATES, exercise, load_toy
 
 from onpol_cli.core.config import Engine, LoraSync, RolloutConfig
+from onpol_cli.core.processes import descendants
 from onpol_cli.learner.model import resolve_model_path
 from onpol_cli.rollout import server_process
 from onpol_cli.rollout.engine import build_engine
 from onpol_cli.rollout.server_process import start_servers
 from onpol_cli.runs.rundir import read_lines, read_manifest
-from onpol_cli.stages.torchrun import descendants
 
 pytestmark = pytest.mark.full
 STEPS = 12

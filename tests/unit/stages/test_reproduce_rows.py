@@ -81,7 +81,8 @@ def test_a_row_of_several_processes_is_its_own_command_under_torchrun(tmp_path, 
     (first, one), (second, _), (_, again) = called
     assert first[:2] == ["train", "tutor"] and second[:2] == ["distill", "student"]
     assert {"run.name=tiny-opd-sft-s0", f"tutor={tmp_path}/tiny-sft-s0", *words} <= set(second)
-    assert one == {"resume": False, "as_json": False} and again == {"resume": True, "as_json": False}
+    asked = [{name: more[name] for name in ("resume", "as_json")} for more in (one, again)]
+    assert asked == [{"resume": False, "as_json": False}, {"resume": True, "as_json": False}]
 
 
 BROKEN = """
@@ -104,13 +105,14 @@ def test_a_row_of_several_processes_fails_with_the_words_of_the_first_that_did(t
     assert {"a path", "onpol: WARNING: slow", "onpol: Stopped."} <= set(told.err.splitlines())
 
 
-def test_output_is_as_before_once_nothing_is_overheard(capfd):
-    with overheard() as errors:
-        subprocess.run([sys.executable, "-c", "import os; os.write(1, b'onpol: no\\n')"], check=True)
+def test_what_children_say_goes_to_stderr_and_this_process_is_not_overheard(capfd):
+    with overheard() as (sink, errors):
+        subprocess.run([sys.executable, "-c", "import os; os.write(1, b'onpol: no\\n')"], check=True, stdout=sink)
+        os.write(1, b"onpol: mine\n")
     os.write(1, b"out\n")
     os.write(2, b"err\n")
     told = capfd.readouterr()
-    assert errors == ["no"] and told.out == "out\n" and told.err == "onpol: no\nerr\n"
+    assert errors == ["no"] and told.out == "onpol: mine\nout\n" and told.err == "onpol: no\nerr\n"
 
 
 def test_several_nodes_are_refused_before_anything_starts(tmp_path):

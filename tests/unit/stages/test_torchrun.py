@@ -12,7 +12,8 @@ import pytest
 
 from onpol_cli.core.compose import compose
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.stages.torchrun import Forwarded, adopt_processes, descendants, first_host
+from onpol_cli.core.processes import descendants
+from onpol_cli.stages.torchrun import Forwarded, adopt_processes, first_host
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {
