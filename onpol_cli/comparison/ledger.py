@@ -34,6 +34,7 @@ class Cost:
     seconds: Mapping[str, float]
     peak_mb: float | None
     gpu_seconds: float | None
+    """Wall seconds times the GPUs that the run computed on; those of servers that others started are not known."""
     tutor: str | None
     course: Course | None
     """The way to the tutor's score; None without a tutor, or where the two cannot be compared."""
@@ -80,13 +81,20 @@ def _cost(train: TrainRun, label: str, seed: int, tutor: str | None, course: Cou
     peaks = [row["memory/peak_mb"] for row in metrics if row.get("memory/peak_mb") is not None]
     seconds = {phase: total(metrics, f"time/{phase}") for phase in PHASES}
     seconds["wall"] = float(train.manifest.get("wall_s") or 0) or sum(seconds.values())
-    gpus = (train.manifest.get("hardware") or {}).get("gpus")
-    count = len(gpus) if isinstance(gpus, Sequence) and not isinstance(gpus, str) else int(gpus or 0)
+    count = _gpus(train.manifest)
     return Cost(
         label, seed, train.name, sum("step" in row for row in metrics),
         {kind: total(metrics, f"tokens/{kind}") for kind in TOKENS}, seconds,
         max(peaks) if peaks else None, seconds["wall"] * count if count else None, tutor, course,
     )  # fmt: skip
+
+
+def _gpus(manifest: Mapping[str, Any]) -> int:
+    """GPUs that a run computed on; for runs that did not say so, all that its machine has."""
+    if manifest.get("gpus_used") is not None:
+        return int(manifest["gpus_used"])
+    gpus = (manifest.get("hardware") or {}).get("gpus")
+    return len(gpus) if isinstance(gpus, Sequence) and not isinstance(gpus, str) else int(gpus or 0)
 
 
 def validation_benches(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -57,8 +57,10 @@ def server_gpus(
     return found
 
 
-def servers_beside(config: RolloutConfig, samplers: int, teachers: int, processes: int, gpus: int, alone: bool) -> int:
-    """Most local servers that share one of the learner's GPUs.
+def server_places(
+    config: RolloutConfig, samplers: int, teachers: int, processes: int, gpus: int, alone: bool
+) -> list[int]:
+    """Places of the GPUs of all local servers' workers; a GPU is named as often as it serves one.
 
     Args:
         samplers: local servers that sample.
@@ -71,8 +73,17 @@ def servers_beside(config: RolloutConfig, samplers: int, teachers: int, processe
     kind = automatic_transfer(config, alone) if kind is WeightTransfer.auto else kind
     # A server of more workers than there are GPUs is refused when it is started: it takes them all here.
     workers = min(config.tensor_parallel, gpus)
-    placed = [(kind, number) for number in range(samplers)] if kind is not WeightTransfer.nccl else []
-    placed += [(WeightTransfer.reload, samplers)] * teachers
     names, own = [str(place) for place in range(gpus)], range(processes)
-    used = [name for way, number in placed for name in server_gpus(way, number, workers, names, own)]
-    return max(used.count(str(place)) for place in own)
+    if kind is WeightTransfer.nccl:  # too few are refused when servers start
+        used = [place + processes for place in range(samplers * workers)]
+    else:
+        used = [int(name) for number in range(samplers) for name in server_gpus(kind, number, workers, names, own)]
+    reload = WeightTransfer.reload
+    for number in range(samplers, samplers + teachers):
+        used += map(int, server_gpus(reload, number, workers, names, own))
+    return used
+
+
+def servers_beside(places: Sequence[int], processes: int) -> int:
+    """Most servers of `server_places` that share one of the learner's GPUs."""
+    return max(places.count(place) for place in range(processes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from onpol_cli.core.config import Config, Device, Dtype, Engine, MethodConfig, OpdSignal, ScorerKind
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.core.placement import servers_beside
+from onpol_cli.core.placement import server_places, servers_beside
 from onpol_cli.learner.shapes import Shape, find_shape, local_shape
 
 GIB = 2**30
@@ -191,10 +191,28 @@ def local_servers(config: Config, gpus: int) -> int:
     Args:
         gpus: of this machine.
     """
+    return servers_beside(_places(config, gpus), config.parallel.nproc)
+
+
+def gpus_used(config: Config, gpus: int) -> int:
+    """GPUs that a run computes on, of all its machines: the learner's, its sampler's and its local servers'.
+
+    Args:
+        gpus: of this machine; those of servers that others started are not known and not counted.
+    """
+    own = config.parallel.nproc
+    if config.rollout.engine is Engine.vllm and samples(config):  # in this process, with workers on the next ones
+        own = max(own, min(config.rollout.tensor_parallel, gpus))
+    beside = {place for place in _places(config, gpus) if place >= own}
+    return own + (config.parallel.nnodes - 1) * config.parallel.nproc + len(beside)
+
+
+def _places(config: Config, gpus: int) -> list[int]:
+    """GPUs of the vLLM servers that a run starts, for samples and for teachers."""
     rollout, parallel = config.rollout, config.parallel
     sampling = rollout.engine is Engine.vllm_server and not rollout.servers
     scoring = config.method.scorer is ScorerKind.vllm_server and not rollout.teacher_servers
-    return servers_beside(
+    return server_places(
         rollout,
         rollout.local_servers if sampling and samples(config) else 0,
         max(1, len(config.method.tutors)) if scoring and config.method.needs_tutor else 0,

@@ -119,6 +119,21 @@ def test_ledger_sums_and_means(tmp_path: Path) -> None:
     assert table["OPD from RL"]["reached_tutor"] in ("0/2", "1/2", "2/2")
 
 
+def test_gpu_seconds_count_the_gpus_of_the_run_where_it_says_so(tmp_path: Path) -> None:
+    def gpu_seconds(**facts: object) -> float | None:
+        path = write_train(tmp_path, "RL", 0, 4)
+        file = path / "manifest.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "wall_s": 10.0, **facts}))
+        (cost,) = costs(Scores([]), [read_train(path)])
+        return cost.gpu_seconds
+
+    eight = {"gpus": [f"card {number}" for number in range(8)]}
+    assert gpu_seconds() is None and gpu_seconds(hardware={"gpus": []}) is None
+    assert gpu_seconds(hardware=eight) == 80.0, "as runs before gpus_used were counted"
+    assert gpu_seconds(hardware=eight, gpus_used=3) == 30.0
+    assert gpu_seconds(hardware=eight, gpus_used=0) is None, "a run on the CPU of a machine with GPUs"
+
+
 def test_the_way_to_the_tutor_is_validation_where_there_is_one_else_reward(tmp_path: Path) -> None:
     runs, _ = read_runs(write_all(tmp_path, problems=20, steps=40))
     found = {cost.label: cost.course for cost in costs(Scores(runs))}

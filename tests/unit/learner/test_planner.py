@@ -9,7 +9,7 @@ from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner import shapes
 from onpol_cli.learner.model import add_adapters
 from onpol_cli.learner.optim import Optimiser
-from onpol_cli.learner.planner import BYTES, GIB, judge, optimiser_bytes, plan, samples
+from onpol_cli.learner.planner import BYTES, GIB, gpus_used, judge, optimiser_bytes, plan, samples
 from onpol_cli.learner.shapes import QWEN3, find_shape, hf_config, shape_of
 from onpol_cli.methods.base import Source
 from onpol_cli.methods.registry import METHODS
@@ -147,8 +147,8 @@ CARD = 139.0
 SHARE = 0.45 * CARD
 
 
-def served(path, gpus=1, available=CARD, **settings):
-    """The plan of an `opd` run with vLLM servers on a machine of so many GPUs."""
+def serving(path, **settings):
+    """Configuration of an `opd` run with vLLM servers."""
     config = make_config()
     config.model.path = path
     config.method.name, config.method.teacher_coef, config.tutor = "opd", 1.0, "other"
@@ -156,7 +156,12 @@ def served(path, gpus=1, available=CARD, **settings):
     for name, value in settings.items():
         part, _, key = name.partition("__")
         setattr(getattr(config, part), key, value)
-    return plan(config, available, gpus)
+    return config
+
+
+def served(path, gpus=1, available=CARD, **settings):
+    """The plan of `serving` on a machine of so many GPUs."""
+    return plan(serving(path, **settings), available, gpus)
 
 
 def test_local_servers_on_the_learners_gpu_hold_their_share_all_the_time(qwen):
@@ -201,6 +206,23 @@ def test_only_servers_that_share_a_gpu_with_the_learner_count(qwen):
     assert servers(1, parallel__nproc=8) == 1, "each process sees its own GPU alone"
     assert servers(2, rollout__tensor_parallel=2) == 1
     assert servers(None, rollout__tensor_parallel=2) == 1, "no GPU here: as many as are needed"
+
+
+def test_gpus_that_a_run_computes_on(qwen):
+    def used(gpus, **settings):
+        return gpus_used(serving(qwen, **settings), gpus)
+
+    nccl, reload = WeightTransfer.nccl, WeightTransfer.reload
+    assert used(8) == 1, "ipc: the sampler is on the learner's own"
+    assert used(8, rollout__weight_transfer=reload) == used(8, rollout__weight_transfer=nccl) == 2
+    assert used(8, rollout__weight_transfer=nccl, rollout__local_servers=2, rollout__tensor_parallel=2) == 5
+    assert used(8, rollout__weight_transfer=reload, method__scorer=ScorerKind.vllm_server) == 3
+    assert used(2, rollout__weight_transfer=reload, rollout__local_servers=4) == 2, "in turn on what there is"
+    assert used(8, rollout__servers=["http://far:1"]) == 1
+    assert used(8, rollout__engine=Engine.hf, parallel__nproc=4) == 4
+    assert used(8, rollout__engine=Engine.hf, parallel__nproc=8, parallel__nnodes=2) == 16
+    assert used(8, rollout__engine=Engine.vllm, rollout__tensor_parallel=2) == 2
+    assert used(8, rollout__engine=Engine.vllm, rollout__tensor_parallel=2, method__name="sft") == 1
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("adamw", "float32"), ("adamw", "bfloat16"), ("muon", "float32")])
