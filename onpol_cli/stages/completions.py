@@ -84,14 +84,24 @@ def reference_groups(bench: Workbench) -> list[Group]:
 
 
 def prepared(run: RunDir, bench: Workbench, method: Method) -> list[Group]:
-    """The data set that a method selects from graded samples of the base; its cost is logged as step -1."""
+    """The data set that a method selects from graded samples of the base; its cost is logged as step -1.
+
+    A run selects once: another sampling need not give the same answers, and its steps count on them.
+    """
+    from onpol_cli.stages.rollout_log import SELECTING, has_selected, read_selected, write_selected
     from onpol_cli.training.loop import reduce_metrics
     from onpol_cli.training.sources import asked_of, sample_groups
 
-    seed = derive_seed(bench.config.seed, "select")
     world = bench.learner.world
+    if world.agreed(lambda: has_selected(run.path)):
+        problems = {problem.problem_id: problem for problem, _ in bench.problems}
+        return world.agreed(lambda: read_selected(run.path, problems))
+    seed = derive_seed(bench.config.seed, "select")
     share = world.share(asked_of(bench.problems, seed))
     groups, metrics = sample_groups(share, bench.config.method.group, bench.sample, bench.grade)
-    if not any(row.get("step") == -1 for row in read_lines(run.path / METRICS)):
-        run.log({"step": -1, **reduce_metrics(world.gather(metrics), world.gather(len(share)))})
-    return method.select(world.join(groups))
+    if not any(row.get("step") == SELECTING for row in read_lines(run.path / METRICS)):
+        run.log({"step": SELECTING, **reduce_metrics(world.gather(metrics), world.gather(len(share)))})
+    selected = method.select(world.join(groups))
+    if world.rank == 0:
+        write_selected(run.path, selected)
+    return selected

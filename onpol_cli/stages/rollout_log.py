@@ -1,16 +1,19 @@
-"""`rollouts.jsonl`: the training rollouts of a run with `rollout.save=true`, and reading them back.
+"""`rollouts.jsonl`, the training rollouts of a run with `rollout.save=true`, and `selected.jsonl`, what rsft and
+dpo chose of the base's samples to train on; reading them back.
 
 One line a rollout: step, group, sample, problem_id, prompt_ids, completion_ids, sampler_logprobs (nats),
-weight_version, finish, text, reward, outcome. Owns this file; `replay` and others read it through here.
+weight_version, finish, text, reward, outcome. Owns these files; `replay` and others read them through here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.files import write_atomic
 from onpol_cli.core.types import Finish, Grade, Outcome, Problem, Rollout
 from onpol_cli.runs.rundir import read_lines
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from onpol_cli.methods.base import Group
 
 ROLLOUTS = "rollouts.jsonl"
+SELECTED = "selected.jsonl"
+SELECTING = -1
+"""Step number of what happens before the first."""
 
 
 def rows_of(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -62,6 +68,29 @@ def read_steps(folder: Path, problems: Mapping[str, Problem]) -> dict[int, list[
     for (step, group, _), row in sorted(newest.items()):
         steps.setdefault(step, {}).setdefault(group, []).append(_sample(row, problems))
     return {step: list(groups.values()) for step, groups in steps.items()}
+
+
+def write_selected(folder: Path, groups: Sequence[Group]) -> None:
+    """Keep the data set that was selected, whole or not at all; the order in a group says what a sample is for.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    rows = rows_of(SELECTING, groups)
+    write_atomic(folder / SELECTED, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def has_selected(folder: Path) -> bool:
+    """Whether the run has chosen its data set already."""
+    return (folder / SELECTED).is_file()
+
+
+def read_selected(folder: Path, problems: Mapping[str, Problem]) -> list[Group]:
+    """The data set of `write_selected`, in its order."""
+    groups: dict[int, Group] = {}
+    for row in read_lines(folder / SELECTED):
+        groups.setdefault(row["group"], []).append(_sample(row, problems))
+    return list(groups.values())
 
 
 def _sample(row: Mapping[str, Any], problems: Mapping[str, Problem]) -> Any:

@@ -130,6 +130,7 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
 def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], stack: ExitStack) -> None:
     from onpol_cli.learner.memory import forget_peak
     from onpol_cli.learner.model import pick_device
+    from onpol_cli.learner.planner import gpu_count, gpus_used
     from onpol_cli.methods.base import Source
     from onpol_cli.methods.registry import scores_by_teacher
     from onpol_cli.stages.progress import StepReporter
@@ -141,7 +142,8 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     bench, method, source, steps = assemble(run, config, tutors, stack)
     first = bench.learner.world.rank == 0
     reporter: Observer = stack.enter_context(StepReporter(run, config, steps)) if first else silent
-    run.update_manifest(planned_steps=steps, processes=bench.learner.world.size)
+    used = gpus_used(config, gpu_count(config)) if bench.learner.device.type == "cuda" else 0
+    run.update_manifest(planned_steps=steps, processes=bench.learner.world.size, gpus_used=used)
     bench.learner.dump = dump_to(run, bench.learner.world)
     run.resumed = bench.learner.world.agreed(lambda: run.resumed)  # only the first process knows what it found
     measure_noise(run, bench)
@@ -200,10 +202,10 @@ def assemble(
     from onpol_cli.methods.base import Source
     from onpol_cli.methods.registry import METHODS, build_method
     from onpol_cli.sandbox import Sandbox
+    from onpol_cli.stages.rollout_log import has_selected
     from onpol_cli.tasks.registry import build_task, preload_for
 
     kind = METHODS[config.method.name]
-    samples = kind.source is not Source.DATASET or kind.prepares
     sandbox = stack.enter_context(Sandbox(config.sandbox, preload_for([config.task.name])))
     task = build_task(config.task, sandbox)
     model_config = build.policy_config(config)
@@ -215,7 +217,8 @@ def assemble(
         lambda tutor: make_teacher(tutor, config, model_config.path, stack),
     )  # fmt: skip
     engine = None
-    if samples or config.run.validate_every:
+    selects = kind.prepares and not learner.world.agreed(lambda: has_selected(run.path))
+    if kind.source is not Source.DATASET or selects or config.run.validate_every:
         made = build.engine_for(config, model_config.path, tokenizer, learner.model, learner.world)
         engine = stack.enter_context(made)
     bench = Workbench(config, task, chat, learner, problems, engine, teachers, reference)

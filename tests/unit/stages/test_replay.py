@@ -17,7 +17,7 @@ from onpol_cli.runs.lookup import RunInfo, find_run
 from onpol_cli.runs.rundir import RunDir
 from onpol_cli.stages.gradients import gradient
 from onpol_cli.stages.replay import load_policy, prepare, replay, run_replay, words_of
-from onpol_cli.stages.rollout_log import ROLLOUTS, read_steps, rows_of
+from onpol_cli.stages.rollout_log import ROLLOUTS, has_selected, read_selected, read_steps, rows_of, write_selected
 
 PROMPT, COMPLETION = (10, 20, 30), (40, 50, 60, 70)
 
@@ -78,6 +78,18 @@ def test_a_step_made_again_after_a_resume_counts_once(tmp_path: Path) -> None:
     (tmp_path / ROLLOUTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = read_steps(tmp_path, {})[0]
     assert [sample.grade.reward for sample in found if sample.grade] == [0.3, 0.4]
+
+
+def test_what_was_selected_comes_back_in_its_order(tmp_path: Path) -> None:
+    """A pair is the preferred answer and the other one, whichever was sampled first."""
+    first, second = group([0.5, 0.1], [-1.0] * 4), group([0.2, 0.9], [-2.0] * 4)
+    groups = [first[::-1], second, first[:1]]
+    assert not has_selected(tmp_path)
+    write_selected(tmp_path, groups)
+    found = read_selected(tmp_path, {})
+    assert has_selected(tmp_path) and [[s.rollout for s in pair] for pair in found] == [
+        [s.rollout for s in pair] for pair in groups
+    ]
 
 
 def test_a_run_without_rollouts_says_how_to_save_them(tmp_path: Path) -> None:
