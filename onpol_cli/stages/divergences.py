@@ -1,7 +1,7 @@
 """How far a checkpoint moved from the base, measured on held-out prompts: KL both ways and where the update falls.
 
-Each direction of the KL uses samples of its first argument at temperature 1 on validation prompts, so that
-no evaluated problem is touched. Formulas are `evaluation.kl`'s and `evaluation.update`'s.
+Each direction of the KL uses samples of its first argument at temperature 1 on prompts that are not evaluated
+(`held_out`); benches that have none are left out. Formulas are `evaluation.kl`'s and `evaluation.update`'s.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onpol_cli.learner.forward import Pair, TokenScores
     from onpol_cli.learner.scorer import LocalScorer
     from onpol_cli.rollout.engine import RolloutEngine
+    from onpol_cli.sandbox import Sandbox
     from onpol_cli.tasks.protocol import Task
 
 Ids = tuple[int, ...]
@@ -102,10 +103,58 @@ def weights(model: Remembered) -> Iterable[tuple[str, Tensor]]:
     return merged_weights(model.scorer.model)
 
 
+def held_out(config: Config, task: Task, sandbox: Sandbox) -> list[Problem]:
+    """At most `eval.kl_problems` problems of the bench's kind that are not evaluated; [] where it has none.
+
+    The bench's own validation split, or that of the training data if `task` names the same task with a file.
+    """
+    from onpol_cli.tasks.registry import build_task
+
+    try:
+        trained = config.task.name == task.name and config.task.data
+        problems = (build_task(config.task, sandbox) if trained else task).problems("validation")
+    except OnpolError:
+        problems = []
+    evaluated = {problem.problem_id for problem in task.problems("test")}
+    return [problem for problem in problems if problem.problem_id not in evaluated][: config.eval.kl_problems]
+
+
+def prompts_of(
+    config: Config, tasks: Sequence[Task], chat: Chat, sandbox: Sandbox
+) -> list[tuple[Task, list[tuple[Problem, Ids]]]]:
+    """Benches with the held-out prompts on which distances are measured; says which ones have none."""
+    found, without = [], []
+    for task in tasks:
+        problems = held_out(config, task, sandbox)
+        if problems:
+            found.append((task, build.encoded(task, chat, problems, config)))
+        else:
+            without.append(task.name)
+    if without:
+        LOGGER.warning(
+            "no distance to the base is measured on %s: no problems beside those evaluated (for minimal-edit, "
+            "task=minimal-edit task.data=FILE names those trained on; eval.kl=false measures nothing)",
+            ", ".join(without),
+        )
+    return found
+
+
 def measure(
-    config: Config, tasks: Sequence[Task], chat: Chat, engine: RolloutEngine, checkpoint: build.Checkpoint
+    config: Config,
+    tasks: Sequence[Task],
+    chat: Chat,
+    engine: RolloutEngine,
+    checkpoint: build.Checkpoint,
+    sandbox: Sandbox,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """KL by bench, and where the update falls; both {} for a foreign model on another tokenizer."""
+    """KL by bench, and where the update falls; both {} for a foreign model on another tokenizer.
+
+    Args:
+        sandbox: of the tasks, for the one that was trained on.
+    """
+    benches = prompts_of(config, tasks, chat, sandbox)
+    if not benches:
+        return {}, {}
     base_checkpoint = build.find_checkpoint(config.model.path, config)
     try:
         base = Remembered(build.load_teacher(base_checkpoint, config, checkpoint.path))
@@ -117,14 +166,15 @@ def measure(
     moved = Moved(config, chat, engine, base, model)
     divergence: dict[str, Any] = {}
     update: dict[str, Any] = {}
-    for task in tasks:
-        prompts = build.encoded(task, chat, task.problems("validation")[: config.eval.kl_problems], config)
+    sampled: list[Sequences] = []
+    for task, prompts in benches:
         own = moved.sample(task.name, prompts, "kl")
+        sampled.append(own)
         theirs = moved.base_samples(task.name, prompts, own)
         divergence[task.name] = kl_of(moved, own, theirs)
         update[task.name] = where(moved, task, prompts, theirs)
     if checkpoint.run is not None:
-        update |= whole_update(moved, checkpoint, own_first=moved.sample(tasks[0].name, prompts, "kl"))
+        update |= whole_update(moved, checkpoint, sandbox, own=sampled[0])
     return divergence, update
 
 
@@ -160,27 +210,35 @@ def forced(moved: Moved, task: Task, prompts: Sequence[tuple[Problem, Ids]]) -> 
     return {"forced_pass": sum(grade.passed for grade in grades) / max(1, len(grades)), "forced_n": float(len(grades))}
 
 
-def whole_update(moved: Moved, checkpoint: build.Checkpoint, own_first: Sequences) -> dict[str, float]:
-    """Parameters that changed, and the share of trained tokens that the base finds unlikely."""
+def whole_update(
+    moved: Moved, checkpoint: build.Checkpoint, sandbox: Sandbox, own: Sequences
+) -> dict[str, float]:
+    """Parameters that changed, and the share of trained tokens that the base finds unlikely.
+
+    Args:
+        own: samples of the checkpoint, which stand for what a policy method was trained on.
+    """
     from onpol_cli.evaluation.update import low_probability_share, parameter_change
 
     change = parameter_change(dict(weights(moved.base)), weights(moved.model))
-    trained = trained_tokens(moved, checkpoint) or own_first
+    try:
+        trained = trained_tokens(moved, checkpoint, sandbox) or own
+    except OnpolError as error:  # the data may have gone since
+        LOGGER.warning("What %s was trained on cannot be read: %s", checkpoint.label, error)
+        return change
     return {**change, "low_prob_share": low_probability_share(moved.base, trained)}
 
 
-def trained_tokens(moved: Moved, checkpoint: build.Checkpoint) -> Sequences:
+def trained_tokens(moved: Moved, checkpoint: build.Checkpoint, sandbox: Sandbox) -> Sequences:
     """Completions that a data set method was trained on; [] for methods that train on their own samples."""
     from onpol_cli.core.compose import from_yaml
-    from onpol_cli.sandbox import Sandbox
     from onpol_cli.tasks.registry import build_task
 
     assert checkpoint.run is not None
     if checkpoint.fact("method") != "sft":
         return []
     config = from_yaml((checkpoint.run.path / "config.yaml").read_text(encoding="utf-8"))
-    with Sandbox(config.sandbox) as sandbox:
-        task = build_task(config.task, sandbox)
-        problems = task.problems("train")[: moved.config.eval.kl_problems]
-        prompts = build.encoded(task, moved.chat, problems, config)
-        return [(ids, moved.chat.completion_ids(task.reference(problem))) for problem, ids in prompts]
+    task = build_task(config.task, sandbox)
+    problems = task.problems("train")[: moved.config.eval.kl_problems]
+    prompts = build.encoded(task, moved.chat, problems, config)
+    return [(ids, moved.chat.completion_ids(task.reference(problem))) for problem, ids in prompts]

@@ -26,6 +26,7 @@ from onpol_cli.stages.session import differing, open_run, time_stamp
 if TYPE_CHECKING:
     from onpol_cli.core.types import Problem
     from onpol_cli.evaluation.records import Row
+    from onpol_cli.sandbox import Sandbox
     from onpol_cli.tasks.protocol import Task
 
 PROBLEMS = "problems.jsonl"
@@ -133,7 +134,7 @@ def evaluate(config: Config, request: EvalRequest) -> tuple[Path, dict[str, Any]
         benches = (
             _grade_answers(run, source, request)
             if request.answers is not None
-            else _sample_model(run, config, tasks, source)
+            else _sample_model(run, config, tasks, source, sandbox)
         )
         write_json(run.path / SUMMARY, benches)
         return run.path, {"run": run.name, "benches": benches}
@@ -301,7 +302,9 @@ def _progress(name: str) -> Any:
     return tell
 
 
-def _sample_model(run: RunDir, config: Config, tasks: Sequence[Task], checkpoint: build.Checkpoint) -> dict[str, Any]:
+def _sample_model(
+    run: RunDir, config: Config, tasks: Sequence[Task], checkpoint: build.Checkpoint, sandbox: Sandbox
+) -> dict[str, Any]:
     from onpol_cli.evaluation.model_eval import evaluate_bench
     from onpol_cli.evaluation.records import read_done
 
@@ -328,7 +331,7 @@ def _sample_model(run: RunDir, config: Config, tasks: Sequence[Task], checkpoint
         if config.eval.kl and not (run.path / KL).is_file():
             from onpol_cli.stages.divergences import measure
 
-            divergence, update = measure(config, tasks, chat, engine, checkpoint)
+            divergence, update = measure(config, tasks, chat, engine, checkpoint, sandbox)
             write_json(run.path / UPDATE, update)
             write_json(run.path / KL, divergence)
     return {task.name: bench_summary(_limited(task.problems("test"), config), lines[task.name]) for task in tasks}
