@@ -37,8 +37,11 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
+    for parameter in trained:  # peft freezes them meanwhile; FSDP takes what it finds at its first forward for good
+        parameter.requires_grad_(True)
     try:
         yield
     finally:

@@ -65,7 +65,7 @@ class Context:
         encode: chat messages to prompt ids.
         teachers: scorers by domain; the key "" serves every problem of single-teacher methods.
         reference: log-probs of the frozen start for (prompt, completion) pairs: list of [T].
-        policy: the learner itself as a scorer (self-distillation).
+        policy: the learner itself as a scorer (self-distillation), at the teacher's temperature.
     """
 
     task: Task

@@ -6,7 +6,7 @@ import difflib
 
 from onpol_cli.core.config import MethodConfig, OpdSignal, ScorerKind
 from onpol_cli.core.errors import OnpolError
-from onpol_cli.methods.base import Context, Method
+from onpol_cli.methods.base import Context, Method, Source
 from onpol_cli.methods.dpo import Dpo
 from onpol_cli.methods.gkd import Gkd
 from onpol_cli.methods.multi_opd import MultiTutorOpd
@@ -36,6 +36,11 @@ def check_method(config: MethodConfig) -> None:
         raise OnpolError(f"Unknown method {config.name!r}.{hint} Methods: {', '.join(METHODS)}.")
     if config.steps == 0 and config.epochs <= 0:
         raise OnpolError("method.steps=0 and method.epochs=0: nothing to do. Set one of them.")
+    if config.steps == 0 and METHODS[config.name].source is not Source.DATASET:
+        raise OnpolError(
+            f"method.steps=0 counts epochs over a data set, and method.name={config.name} samples its completions. Set "
+            "method.steps: each takes method.prompts prompts."
+        )
     if issubclass(METHODS[config.name], OnPolicy) and config.adv_coef == 0 and config.teacher_coef == 0:
         raise OnpolError(
             f"method.name={config.name} with adv_coef=0 and teacher_coef=0 has no signal. Set one of them."

@@ -125,10 +125,10 @@ def worst_of(found: Sequence[Mismatch]) -> Mismatch:
 
 
 def noise_floor(rollouts: Sequence[Rollout], score: Scorer) -> dict[str, float]:
-    """What the teacher signal would be if the teacher were the policy: pure numerical noise.
+    """How far learner and sampler are apart with the same weights: pure numerical noise.
 
-    Signal of token t = log p_teacher - log p_sampler with teacher = policy weights; its mean and spread
-    bound what distillation can resolve.
+    Of token t: log p_learner - log p_sampler. It enters the importance ratio; a teacher in another format or behind
+    a server adds noise of its own to the signal, which is not in it.
 
     Returns:
         `noise/mean`, `noise/std` (nats), `noise/kl`, `noise/max_abs`.

@@ -315,8 +315,10 @@ def teacher_dtype(config: Config) -> torch.dtype:
     """Frozen models are held in the compute format."""
     import torch
 
+    from onpol_cli.learner.model import pick_device
+
     dtype: torch.dtype = getattr(torch, config.learner.autocast.value)
-    return dtype if torch.cuda.is_available() else torch.float32
+    return dtype if pick_device(config.model).type == "cuda" else torch.float32
 
 
 def engine_for(

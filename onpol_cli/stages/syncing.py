@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from onpol_cli.core.config import Config, LoraSync
+from onpol_cli.core.config import Config, LoraSync, SamplingConfig
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.runs.rundir import RunDir
 
@@ -28,8 +28,19 @@ def canary_prompts(bench: Workbench) -> list[Prompt]:
     ]
 
 
+def canary_sampling(config: Config) -> SamplingConfig:
+    """The run's own settings, so that a cut distribution shows; nothing cut where no ratio to the sampler is taken."""
+    from onpol_cli.methods.base import Source
+    from onpol_cli.methods.registry import METHODS
+
+    sampling = config.rollout.sampling
+    if METHODS[config.method.name].source is not Source.DATASET:
+        return sampling
+    return SamplingConfig(temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens)
+
+
 def measure_noise(run: RunDir, bench: Workbench) -> None:
-    """Into the manifest: the teacher signal that would come from a teacher equal to the policy, pure numerics."""
+    """Into the manifest: how far learner and sampler are apart with the same weights, pure numerics."""
     from onpol_cli.rollout.health import noise_floor
 
     if bench.engine is None or not bench.teachers or run.resumed:
@@ -44,7 +55,7 @@ def sync_of(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str
     if bench.engine is None:
         return None
     engine, learner, settings = bench.engine, bench.learner, bench.config.rollout
-    prompts = canary_prompts(bench)
+    prompts, sampling = canary_prompts(bench), canary_sampling(bench.config)
 
     def sync() -> dict[str, float]:
         if hasattr(source, "settle"):
@@ -56,25 +67,31 @@ def sync_of(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str
             engine.sync_weights(learner.named_weights())
         if settings.canary_tolerance <= 0:
             return {}
-        found = canary(engine, learner.logprobs, prompts, settings.sampling, settings.canary_tolerance, learner.world)
+        found = canary(engine, learner.logprobs, prompts, sampling, settings.canary_tolerance, learner.world)
         return {"canary/max_abs": found.largest}
 
     return sync
 
 
 def validation_of(
-    bench: Workbench, config: Config, sync: Callable[[], dict[str, float]] | None
+    bench: Workbench, config: Config, sync: Callable[[], dict[str, float]] | None, source: CompletionSource
 ) -> Callable[[int], dict[str, float]]:
-    """Scores of the policy as it is now: synced first, since data set methods never sync otherwise."""
+    """Scores of the policy as it is now.
+
+    Args:
+        sync: for data set methods, which never sync otherwise; None where each step has synced.
+        source: whatever it has in the making is waited for: the sampler does one thing at a time.
+    """
     from onpol_cli.stages.validation import validator
 
-    assert sync is not None
     sampler: Sampler = bench.sample
     validate = validator(bench.task, bench.chat, sampler, config, bench.learner.world)
-    refresh = sync
 
     def refreshed(done: int) -> dict[str, float]:
-        refresh()
+        if sync is not None:
+            sync()
+        elif hasattr(source, "settle"):
+            source.settle()
         return validate(done)
 
     return refreshed

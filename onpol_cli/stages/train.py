@@ -149,6 +149,7 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
     measure_noise(run, bench)
     bench.rest()
     sync = sync_of(bench, source)
+    synced = method.source is not Source.DATASET  # after each step
     parts = Parts(
         run=run,
         method=method,
@@ -156,8 +157,8 @@ def _train(run: RunDir, config: Config, tutors: dict[str, build.Checkpoint], sta
         source=source,
         monitors=Monitors(config.monitor, config.rollout.sampling.max_new_tokens),
         steps=steps,
-        sync=sync if method.source is not Source.DATASET else None,
-        validate=validation_of(bench, config, sync) if config.run.validate_every else None,
+        sync=sync if synced else None,
+        validate=validation_of(bench, config, None if synced else sync, source) if config.run.validate_every else None,
         scores_teacher=scores_by_teacher(config.method),
         on_step=_observer(run, config, reporter, bench.learner.world),
     )
@@ -279,7 +280,8 @@ def method_context(bench: Workbench) -> Context:
     reference: Callable[[Sequence[tuple[Ids, Ids]]], list[Tensor]] | None = None
     if bench.reference is not None:
         reference = bench.reference.logprobs
-    return Context(bench.task, bench.chat.prompt_ids, bench.teachers, reference, bench.learner.engine)
+    policy = bench.learner.engine.at(bench.config.method.teacher_temperature)
+    return Context(bench.task, bench.chat.prompt_ids, bench.teachers, reference, policy)
 
 
 def make_learner(config: Config, model_config: Any, tokenizer: Any, steps: int, head: Tensor | None) -> Learner:

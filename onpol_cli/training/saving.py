@@ -124,5 +124,7 @@ def restore(parts: Parts) -> int:
         LOGGER.info("resumed after step %d from %s", done, found[1])
     if parts.rank == 0:
         parts.run.keep_steps_before(done)
+        if ((parts.run.manifest().get("best") or {}).get("step") or 0) > done:  # of steps that are made again
+            parts.run.update_manifest(best=None)
     parts.monitors.replay(parts.learner.world.agreed(lambda: list(read_lines(parts.run.path / METRICS))))
     return done

@@ -1,6 +1,7 @@
 """Trains small models under torchrun (or alone) and writes the loss curves: `fsdp_worker.py FOLDER SIZE [CASE...]`.
 
-With the one case `too-long`, each process writes instead what steps of too long sequences end with.
+With the one case `too-long`, each process writes instead what steps of too long sequences end with, with
+`base-first` the first losses of a model that was scored with its adapters off before anything else.
 
 Run by `test_learner_fsdp.py`; not a test itself.
 """
@@ -12,19 +13,21 @@ from pathlib import Path
 import torch
 from learner_cases import CPU, VOCAB, make_config, make_examples, make_model
 
-from onpol_cli.core.config import LoraConfig
+from onpol_cli.core.config import Dtype, LoraConfig
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.learner.batch import units
 from onpol_cli.learner.learner import Learner
 from onpol_cli.learner.model import add_adapters
 from onpol_cli.learner.parallel import end_process, leave_world
+from onpol_cli.learner.scorer import BaseScorer
 
 CASES = [(kind, lora) for kind in ("sft", "pg", "div", "dpo") for lora in (False, True)]
 STEPS = 20
 
 
-def build(kind, lora, size):
+def build(kind, lora, size, autocast=Dtype.float32):
     config = make_config(kind)
+    config.learner.autocast = autocast
     config.optim.lr, config.parallel.nproc, config.learner.micro_tokens = 1e-3, size, 60
     config.learner.native = False
     model = make_model(dtype=torch.float32, tied=kind != "div")
@@ -63,6 +66,17 @@ def too_long(folder, size):
     leave_world()
 
 
+def base_first(folder, size):
+    """Preferences, whose reference is the base under the adapters: nothing else has run the model yet."""
+    learner = build("dpo", True, size, Dtype.bfloat16)
+    scores = BaseScorer(learner.engine).logprobs([(e.prompt_ids, e.completion_ids) for e in make_examples("dpo")])
+    losses = [loss for loss, *_ in curve(learner, "dpo", 0, 3)]
+    if learner.world.rank == 0:
+        told = {"losses": losses, "base": float(torch.cat(scores).mean())}
+        (folder / f"base-first-{size}.json").write_text(json.dumps(told))
+    leave_world()
+
+
 def main(folder, size, only=()):
     result = {}
     for kind, lora in CASES:
@@ -94,6 +108,8 @@ def main(folder, size, only=()):
 if __name__ == "__main__":
     if sys.argv[3:] == ["too-long"]:
         too_long(Path(sys.argv[1]), int(sys.argv[2]))
+    elif sys.argv[3:] == ["base-first"]:
+        base_first(Path(sys.argv[1]), int(sys.argv[2]))
     else:
         main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
     end_process(0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fsdp_worker import build
+from fsdp_worker import base_first, build
 from learner_cases import CPU, make_config, make_examples, make_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -98,6 +98,15 @@ def test_a_step_without_any_sequence_that_fits_ends_all_processes_alike(tmp_path
     assert one == other and one[0] == [3.0, 1] and one[2] == [0.0, 2]
     longest = max(map(len, make_examples("sft", count=4)))
     assert f"(longest {longest}, 4 in all). Raise model.max_context" in one[1]
+
+
+def test_adapters_train_in_float32_although_the_base_under_them_was_scored_first(tmp_path):
+    """FSDP keeps the formats of what it finds trainable at its first forward, bf16 gathered from float32 shards."""
+    base_first(tmp_path, 1)
+    launch(tmp_path, 2, "base-first")
+    one, two = (json.loads((tmp_path / f"base-first-{size}.json").read_text()) for size in (1, 2))
+    assert two["base"] == pytest.approx(one["base"], rel=1e-2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-2) and len(set(one["losses"])) == 3
 
 
 def test_shares_cover_everything_once():

@@ -191,6 +191,8 @@ def test_exact_signals_carry_the_sampler_and_the_reference(name, adv_coef):
         ({"name": "gkd", "signal": OpdSignal.jsd, "lam": 0.5, "reference_kl": 0.1}, r"method\.lam=1"),
         ({"name": "sft", "teacher_coef": 0.0, "reference_kl": 0.1}, r"sft trains on none\. Set method\.reference_kl=0"),
         ({"name": "opd", "reference_kl": -0.1}, "0 or more"),
+        ({"name": "opd", "steps": 0, "epochs": 1.0}, r"method\.name=opd samples its completions\. Set method\.steps"),
+        ({"name": "gkd", "signal": OpdSignal.jsd, "steps": 0, "epochs": 1.0}, r"Set method\.steps"),
     ],
 )
 def test_settings_that_could_not_apply_are_refused(settings, message):
