@@ -113,6 +113,17 @@ def test_servers_on_loopback_serve_one_host(config: Callable[..., Config], words
     assert found("parallel.nproc=2") == []
 
 
+def test_servers_given_for_teachers_serve_one_tutor(config: Callable[..., Config]) -> None:
+    words = ("method=multi_opd", "method.scorer=vllm_server", "rollout.teacher_servers=[http://a:1,http://b:1]")
+    own = config(*words, "method.tutors.one=A", "method.tutors.two=B")
+    (found,) = [finding for finding in preflight(own, "student") if finding.check == "servers"]
+    assert found.level is Level.error and found in examine(own)
+    assert "all serve one tutor, and method.tutors names 2" in found.message and "Leave it out" in found.remedy
+    for harmless in ("rollout.teacher_servers=[]", "method.tutors.two=A", "method.scorer=learner"):
+        allowed = config(*words, "method.tutors.one=A", "method.tutors.two=B", harmless)
+        assert worst(checks.check_sync(allowed)).level is Level.ok
+
+
 def test_the_sandbox_says_how_programs_are_isolated(config: Callable[..., Config]) -> None:
     (found,) = checks.check_isolation(config())
     assert found.level in (Level.ok, Level.warning) and found.message
