@@ -85,7 +85,7 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     from onpol_cli.stages.doctor import require_preflight
 
     check_method(config.method)
-    require_preflight(config, role)
+    require_preflight(config, role, command)
     tutors = find_tutors(config, needs_teacher(config.method))
     build.verify_all(config, tutors)
     facts, short = _facts(config, role, tutors)
