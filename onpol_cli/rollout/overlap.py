@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+import torch
+
 from onpol_cli.core.console import LOGGER, say
 from onpol_cli.core.errors import RunFailed
 
@@ -46,7 +48,7 @@ class Prefetcher(Generic[T]):
     waits for the batch in the making, so that what makes it must be closed after it.
 
     Args:
-        produce: makes the batch of a step; called from one other thread, one call at a time.
+        produce: makes the batch of a step; called from one other thread at a time, on the CUDA device of the caller.
         version: the sampler's current weight version.
         steps: number of steps of the run; nothing is produced for `steps` or later.
         ahead: 1, or 0 to produce each batch when it is taken (strictly on-policy).
@@ -87,11 +89,17 @@ class Prefetcher(Generic[T]):
         return Produced(value, made_with, now - made_with, waited)
 
     def _begin(self, step: int, version: int) -> None:
-        """Make a batch in a thread of its own, which does not keep a process alive that no longer waits for it."""
+        """Make a batch in a thread of its own, which does not keep a process alive that no longer waits for it.
+
+        CUDA's current device is each thread's own and starts at 0; the engine of this process may be on another one.
+        """
         future: Future[T] = Future()
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
         def fill() -> None:
             try:
+                if device is not None:
+                    torch.cuda.set_device(device)
                 future.set_result(self.produce(step))
             except BaseException as error:  # raised where the batch is taken
                 future.set_exception(error)

@@ -1,4 +1,4 @@
-"""vLLM servers that onpol starts itself: on loopback, stopped by the one that started them.
+"""vLLM servers that onpol starts itself: on loopback, stopped by the one that started them, and ending with it.
 
 Owns the command line, the free port, waiting for health, and stopping. Requests are `server_client`'s.
 """
@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import httpx
 from onpol_cli.core.config import LoraSync, RolloutConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.core.packages import installed_version
+from onpol_cli.core.processes import end_with_parent
 from onpol_cli.learner.parallel import without_torchrun
 from onpol_cli.rollout.transfer import chosen, server_options, server_variables
 from onpol_cli.rollout.vllm_env import CPU_DEFAULTS, log_path, log_tail, on_gpu, require_vllm
@@ -87,6 +89,10 @@ def server_environment(config: RolloutConfig) -> dict[str, str]:
 class LocalServer:
     """One server process in a process group of its own.
 
+    It gets SIGTERM when this process is killed or leaves without stopping it (Linux), upon which vLLM's server ends its
+    engine process too. Linux sends it when the *thread* that started the server ends, so that the main thread alone,
+    which lasts, has it sent: servers of other threads live until they are stopped.
+
     Args:
         folder: model folder to serve.
         config: limits and number format.
@@ -107,9 +113,10 @@ class LocalServer:
         command = [*entry_point(), str(folder), *server_arguments(config, context, port, seed)]
         with self.log.open("ab") as sink:
             # own session: a Ctrl-C at the terminal reaches onpol, which stops its servers in order
+            lasting = threading.current_thread() is threading.main_thread()
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL,
-                stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=end_with_parent if lasting else None,
             )
 
     @property

@@ -76,18 +76,21 @@ class ServerScorer:
     """A teacher behind vLLM servers, given by URL or started here on loopback.
 
     Args:
-        config: `teacher_servers` or the settings of one to start; concurrency, retries, time limit.
+        config: `teacher_servers`, replicas of this one teacher, or the settings of one to start; concurrency,
+            retries, time limit.
         model_path: the teacher's folder or hub name, read only if a server is started.
         tokenizer: shared by policy and teacher.
         temperature: must be 1.
         world: the learner's processes, which make the scorer together and all ask the same servers.
+        number: of this teacher among those with a server started here, which places it on a GPU and names its log.
 
     Raises:
         OnpolError: another temperature, or a server that returns no prompt log-probs (probed at once).
     """
 
     def __init__(
-        self, config: RolloutConfig, model_path: str, tokenizer: Any, temperature: float = 1.0, world: World = ALONE
+        self, config: RolloutConfig, model_path: str, tokenizer: Any, temperature: float = 1.0, world: World = ALONE,
+        number: int = 0,
     ) -> None:
         if temperature != 1.0:
             raise OnpolError(
@@ -98,7 +101,7 @@ class ServerScorer:
         self.pool = Pool([], config.concurrency, config.retries)
         atexit.register(self.close)
         try:
-            urls = config.teacher_servers or world.agreed(lambda: self._start(config, model_path, tokenizer))
+            urls = config.teacher_servers or world.agreed(lambda: self._start(config, model_path, tokenizer, number))
             self.pool.endpoints = [Endpoint(url, config.timeout_s) for url in urls]
             self.models = {endpoint.url: endpoint.model_name() for endpoint in self.pool.endpoints}
             self.logprobs([((0,), (1, 2))])
@@ -106,7 +109,7 @@ class ServerScorer:
             self.close()
             raise
 
-    def _start(self, config: RolloutConfig, model_path: str, tokenizer: Any) -> list[str]:
+    def _start(self, config: RolloutConfig, model_path: str, tokenizer: Any, number: int) -> list[str]:
         """Start one server of the teacher, its vocabulary cut to the real one."""
         from transformers import AutoModelForCausalLM
 
@@ -119,9 +122,9 @@ class ServerScorer:
             write_model(folder, merged_weights(model), model.config, vocabulary, tokenizer)
             # a teacher's weights never change
             fixed = replace(config, lora_sync=LoraSync.merged, weight_transfer=WeightTransfer.reload)
-            place = config.local_servers if config.engine is Engine.vllm_server and not config.servers else 0
-            gpus = [local_gpus(fixed.weight_transfer, place, config.tensor_parallel)]  # after those of the samplers
-            self.started = start_servers(folder, fixed, context, 0, ["vllm-teacher"], gpus)
+            samplers = config.local_servers if config.engine is Engine.vllm_server and not config.servers else 0
+            gpus = [local_gpus(fixed.weight_transfer, samplers + number, config.tensor_parallel)]
+            self.started = start_servers(folder, fixed, context, 0, [f"vllm-teacher-{number}"], gpus)
         finally:
             remove_folder(folder)  # the server has read it
         return [server.url for server in self.started]

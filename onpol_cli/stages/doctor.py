@@ -16,6 +16,7 @@ from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.stages import doctor_checks as checks
 from onpol_cli.stages.doctor_checks import Finding, Level
 from onpol_cli.stages.doctor_memory import check_memory, check_precision, composed_row, show_plan
+from onpol_cli.stages.doctor_rates import check_rates
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +71,7 @@ def examine(config: Config, overrides: Sequence[str] = ()) -> list[Finding]:
         checks.check_tutors,
         checks.check_sampling,
     )
-    findings = [finding for part in parts for finding in part(config)]
+    findings = [*(finding for part in parts for finding in part(config)), *check_rates(config, overrides)]
     return list(dict.fromkeys([*findings, *row_findings(config, overrides)]))
 
 
@@ -79,7 +80,8 @@ def row_findings(config: Config, overrides: Sequence[str]) -> list[Finding]:
     found = []
     for row in config.matrix.rows:
         own = composed_row(row, config, overrides)
-        trained = [] if row.command == "base" else [*check_memory(own), *check_precision(own)]
+        rates = check_rates(own, [*overrides, *row.overrides])
+        trained = [] if row.command == "base" else [*check_memory(own), *check_precision(own), *rates]
         room = [*checks.check_context(own), *checks.check_eval_context(own)]
         for finding in [*checks.check_sampling(own), *room, *trained]:
             if finding.level is not Level.ok:
@@ -87,27 +89,28 @@ def row_findings(config: Config, overrides: Sequence[str]) -> list[Finding]:
     return found
 
 
-def preflight(config: Config, role: str) -> list[Finding]:
+def preflight(config: Config, role: str, words: Sequence[str] = ()) -> list[Finding]:
     """The checks that a training run makes before anything is loaded or written.
 
     Args:
         role: `tutor` or `student`; only a student needs a tutor.
+        words: of the command line.
     """
     parts = [checks.check_disk, checks.check_model, check_memory, check_precision]
     parts += [checks.check_sampling, checks.check_sync]
     parts += [checks.check_compile, checks.check_liger, *([checks.check_tutors] if role == "student" else [])]
     engines = [f for f in checks.check_engines(config) if f.check == f"engine {config.rollout.engine.value}"]
     task = [f for f in checks.check_benches(config) if f.check == f"data of {config.task.name}"]
-    return [*(finding for part in parts for finding in part(config)), *engines, *task]
+    return [*(finding for part in parts for finding in part(config)), *check_rates(config, words), *engines, *task]
 
 
-def require_preflight(config: Config, role: str) -> None:
+def require_preflight(config: Config, role: str, words: Sequence[str] = ()) -> None:
     """Log warnings of `preflight`; refuse to start on errors.
 
     Raises:
         OnpolError: the first error and its remedy.
     """
-    for finding in preflight(config, role):
+    for finding in preflight(config, role, words):
         if finding.level is Level.warning:
             LOGGER.warning("%s: %s. %s", finding.check, finding.message, finding.remedy)
         if finding.level is Level.error:

@@ -156,7 +156,8 @@ def check_engines(config: Config) -> list[Finding]:
 
 def check_sync(config: Config) -> list[Finding]:
     """Whether weights can reach the sampler in the way that is asked for."""
-    return [caught("weight sync", lambda: _adapter_sync(config)), *_weight_transfer(config), *_local_servers(config)]
+    servers = [*_local_servers(config), *_teacher_servers(config)]
+    return [caught("weight sync", lambda: _adapter_sync(config)), *_weight_transfer(config), *servers]
 
 
 def _adapter_sync(config: Config) -> Finding:
@@ -205,6 +206,15 @@ def _local_servers(config: Config) -> list[Finding]:
     missing = [name for name, needed in wanted.items() if needed and config.parallel.nnodes > 1]
     message = f"servers started on one machine's loopback are out of reach of parallel.nnodes={config.parallel.nnodes}"
     return [failure("servers", message, f"Start them yourself and set {name}=[http://HOST:PORT].") for name in missing]
+
+
+def _teacher_servers(config: Config) -> list[Finding]:
+    """The servers given are replicas of one teacher: they cannot tell which of several tutors a domain asks for."""
+    tutors, given = set(config.method.tutors.values()), config.rollout.teacher_servers
+    if config.method.scorer is not ScorerKind.vllm_server or not given or len(tutors) < 2:
+        return []
+    message = f"rollout.teacher_servers all serve one tutor, and method.tutors names {len(tutors)}"
+    return [failure("servers", message, "Leave it out: each tutor gets a server here. Or use method.scorer=learner.")]
 
 
 def check_isolation(config: Config) -> list[Finding]:

@@ -95,7 +95,7 @@ def prepare(config: Config) -> tuple[Method, Learner, Mapping[str, Any]]:
     tutors = find_tutors(config, needs_teacher(config.method))
     build.verify_all(config, tutors)
     learner, teachers, reference = make_models(
-        config, tokenizer, 1, tutors, lambda tutor: build.load_teacher(tutor, config, policy.path)
+        config, tokenizer, 1, tutors, lambda tutor, _: build.load_teacher(tutor, config, policy.path)
     )
     # Nothing is graded: the sandbox starts no worker unless it is given a job.
     task = build_task(replace(config.task), Sandbox(config.sandbox))

@@ -30,6 +30,7 @@ from onpol_cli.stages.launch import with_default_method
 
 PLAIN = "ONPOL_PLAIN"
 """Set in workers: no live display, several write to one terminal."""
+DEVICES = Path("/dev")
 LAST_WORDS_S = 10.0
 """How long the output of processes that have ended is waited for: one that they left behind may hold it open."""
 BASE, TUTOR, STUDENT = "base", "train tutor", "distill student"
@@ -115,7 +116,7 @@ def workers(config: Config) -> int:
 
 
 def _has_gpu() -> bool:
-    return Path("/dev/nvidia0").exists()
+    return any(DEVICES.glob("nvidia[0-9]*"))  # a container may be given any of a machine's GPUs, not the first
 
 
 def plan(request: ReproduceRequest, config: Config) -> list[Job]:

@@ -85,7 +85,7 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     from onpol_cli.stages.doctor import require_preflight
 
     check_method(config.method)
-    require_preflight(config, role)
+    require_preflight(config, role, command)
     tutors = find_tutors(config, needs_teacher(config.method))
     build.verify_all(config, tutors)
     facts, short = _facts(config, role, tutors)
@@ -215,7 +215,7 @@ def assemble(
     problems = build.encoded(task, chat, train_problems[: config.task.problems or None], config)
     learner, teachers, reference = make_models(
         config, tokenizer, steps_of(config, len(problems)), tutors,
-        lambda tutor: make_teacher(tutor, config, model_config.path, stack),
+        lambda tutor, number: make_teacher(tutor, config, model_config.path, stack, number),
     )  # fmt: skip
     engine = None
     selects = kind.prepares and not learner.world.agreed(lambda: has_selected(run.path))
@@ -235,20 +235,21 @@ def make_models(
     tokenizer: Any,
     steps: int,
     tutors: Mapping[str, build.Checkpoint],
-    load: Callable[[build.Checkpoint], TeacherScorer],
+    load: Callable[[build.Checkpoint, int], TeacherScorer],
 ) -> tuple[Learner, dict[str, TeacherScorer], TeacherScorer | None]:
     """The policy in training, its teachers by domain, and its reference if the method has one.
 
     Args:
         steps: optimiser steps planned.
         tutors: checkpoints by domain; those that are the base under the policy's adapters are not loaded.
-        load: a scorer of any other.
+        load: a scorer of any other, given its number among those loaded.
     """
     from onpol_cli.methods.registry import needs_hidden, needs_reference
 
     policy = build.policy_config(config)
     shared = build.shared_tutors(config, policy.path, tutors)
-    teachers = {key: load(tutor) for key, tutor in tutors.items() if key not in shared}
+    loaded = [key for key in tutors if key not in shared]
+    teachers = {key: load(tutors[key], number) for number, key in enumerate(loaded)}
     head = next(iter(teachers.values())).output_matrix if teachers and needs_hidden(config.method) else None
     learner = make_learner(config, policy, tokenizer, steps, head)
     teachers |= base_teachers(config, learner, shared)
@@ -256,8 +257,14 @@ def make_models(
     return learner, teachers, reference
 
 
-def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str, stack: ExitStack) -> TeacherScorer:
-    """The tutor as `method.scorer` wants it: in this process, or behind vLLM servers that end with the run."""
+def make_teacher(
+    checkpoint: build.Checkpoint, config: Config, student_path: str, stack: ExitStack, number: int = 0
+) -> TeacherScorer:
+    """The tutor as `method.scorer` wants it: in this process, or behind vLLM servers that end with the run.
+
+    Args:
+        number: of the tutor among all that are loaded; each has a server of its own where one is started here.
+    """
     from onpol_cli.learner.model import pick_device
     from onpol_cli.learner.parallel import join_world
 
@@ -268,7 +275,8 @@ def make_teacher(checkpoint: build.Checkpoint, config: Config, student_path: str
 
     tokenizer = build.fitting_tokenizer(checkpoint, student_path)
     temperature, world = config.method.teacher_temperature, join_world(config.parallel, pick_device(config.model))
-    scorer: Any = stack.enter_context(ServerScorer(config.rollout, checkpoint.path, tokenizer, temperature, world))
+    made = ServerScorer(config.rollout, checkpoint.path, tokenizer, temperature, world, number)
+    scorer: Any = stack.enter_context(made)
     teacher: TeacherScorer = scorer
     return teacher
 

@@ -6,9 +6,10 @@
 64 prompts x 8 samples; the length of every completion (16-128 new tokens) is drawn once and forced
 in the same way in all engines; all return the log-probability of each sampled token; only useful
 tokens are counted. Each engine has a process of its own, one after the other, and is warmed up; the best of
-`--repeats` counts (all are kept), and `generate` shows its best batch size. Needs no model: weights are
-random, the shape is the tiny model's. The table goes to stderr, one JSON object to stdout and `--out`; its ratios
-are tokens a second over those of the first engine.
+`--repeats` counts (all are kept), and `generate` shows its best batch size. Every repeat has other prompts of the same
+lengths: vLLM keeps a prefix cache, and would skip the prompts that it has seen while the others read them again.
+Needs no model: weights are random, the shape is the tiny model's. The table goes to stderr, one JSON object to stdout
+and `--out`; its ratios are tokens a second over those of the first engine.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ BATCHES = (32, 64, 128, 256, 512)
 VOCABULARY = 768
 
 
-def workload() -> list[Any]:
-    """The prompts with their forced lengths; the same for every engine."""
+def workload(repeat: int) -> list[Any]:
+    """Prompts with their forced lengths, the same for every engine; each `repeat` has tokens of its own."""
     from onpol_cli.rollout.engine import Prompt
 
-    draw = random.Random(0)
+    lengths, draw = random.Random(0), random.Random(1 + repeat)
     return [
         Prompt(
             problem_id=str(number),
-            ids=tuple(draw.randrange(2, VOCABULARY) for _ in range(draw.randint(60, 120))),
+            ids=tuple(draw.randrange(2, VOCABULARY) for _ in range(lengths.randint(60, 120))),
             samples=SAMPLES,
             seed=number,
-            limits=tuple(draw.randint(SHORTEST, LONGEST) for _ in range(SAMPLES)),
+            limits=tuple(lengths.randint(SHORTEST, LONGEST) for _ in range(SAMPLES)),
         )
         for number in range(PROMPTS)
     ]
@@ -102,6 +103,11 @@ def run_generate(model: Any, rows: list[tuple[tuple[int, ...], int]], batch: int
     return useful
 
 
+def rows_of(prompts: list[Any]) -> list[tuple[tuple[int, ...], int]]:
+    """Ids and length of each completion."""
+    return [(prompt.ids, prompt.limits[i]) for prompt in prompts for i in range(SAMPLES)]
+
+
 def measure(name: str, folder: str, dtype: str, repeats: int) -> list[dict[str, Any]]:
     """Timings of one engine: a record for every repeat."""
     import torch
@@ -110,22 +116,22 @@ def measure(name: str, folder: str, dtype: str, repeats: int) -> list[dict[str, 
     from onpol_cli.core.config import Dtype, Engine, RolloutConfig, SamplingConfig
     from onpol_cli.rollout.engine import build_engine
 
-    prompts, records = workload(), []
+    warm_up, *rounds = [workload(repeat) for repeat in range(1 + repeats)]
+    records = []
     kind, _, batch = name.partition(":")
     if kind == "generate":
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        rows = [(prompt.ids, prompt.limits[i]) for prompt in prompts for i in range(SAMPLES)]
-        run_generate(model, rows[: int(batch)], int(batch))
-        for _ in range(repeats):
-            began = time.perf_counter()
+        run_generate(model, rows_of(warm_up)[: int(batch)], int(batch))
+        for prompts in rounds:
+            rows, began = rows_of(prompts), time.perf_counter()
             records.append({"tokens": run_generate(model, rows, int(batch)), "seconds": time.perf_counter() - began})
         return records
     config = RolloutConfig(engine=Engine(kind), dtype=Dtype(dtype), max_batch=256)
     sampling = SamplingConfig(max_new_tokens=LONGEST)
     with build_engine(config, folder, AutoTokenizer.from_pretrained(folder), 0, "cpu") as engine:
         engine.eos = None  # lengths are forced
-        engine.generate(prompts[:8], sampling)
-        for _ in range(repeats):
+        engine.generate(warm_up[:8], sampling)
+        for prompts in rounds:
             rollouts = engine.generate(prompts, sampling)
             assert sum(len(r.sampler_logprobs) for r in rollouts) == engine.last_stats.tokens
             records.append({"tokens": engine.last_stats.tokens, "seconds": engine.last_stats.seconds})
@@ -163,6 +169,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(measure(options.child, options.folder, options.dtype, options.repeats)) + "\n")
         return
     facts = machine() | {"threads": options.threads, "dtype": options.dtype, "load_before": os.getloadavg()}
+    facts |= {"prompts": "other ones in each repeat"}
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         tried, results = [], []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,13 @@ class Numbers:
         return [" ".join(map(str, row)) for row in rows]
 
 
-def random_prompts(count: int, length: int, samples: int, vocab: int) -> list[Prompt]:
-    """Prompts of random ids."""
-    ids = torch.randint(0, vocab, (count, length), generator=torch.Generator().manual_seed(2)).tolist()
+CALLS = 5
+"""Times that an engine samples: twice to warm up, two repeats, and for the mismatch."""
+
+
+def random_prompts(count: int, length: int, samples: int, vocab: int, call: int) -> list[Prompt]:
+    """Prompts of random ids, other ones in each call: what an engine has of earlier ones in a cache is of no use."""
+    ids = torch.randint(0, vocab, (count, length), generator=torch.Generator().manual_seed(2 + call)).tolist()
     return [Prompt(str(number), tuple(row), samples, number) for number, row in enumerate(ids)]
 
 
@@ -52,27 +56,30 @@ def sampler(setting: Setting, size: str, engine: str) -> Found:
     model = random_model(size, torch.bfloat16, device)
     policy = Learner(model, vocab, config, 1, device)
     rollout = RolloutConfig(engine=Engine(engine), dtype=Dtype.bfloat16, max_batch=256, max_context=2 * (length + new))
-    prompts, sampling = random_prompts(count, length, samples, vocab), SamplingConfig(max_new_tokens=new)
-    yield "call", {"prompts": count, "prompt": length, "samples": samples, "new": new, "at_once": rollout.max_batch}
+    prompts = [random_prompts(count, length, samples, vocab, call) for call in range(CALLS)]
+    sampling = SamplingConfig(max_new_tokens=new)
+    yield "call", {"prompts": count, "prompt": length, "samples": samples, "new": new, "at_once": rollout.max_batch,
+                   "repeats": "other prompts each, so that no prefix cache has them"}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         qwen3(size).save_pretrained(folder)
         with build_engine(rollout, folder, Numbers(vocab), 0, device, model) as sampling_engine:
-            yield from measure(sampling_engine, policy, prompts, sampling, device)
+            yield from measure(sampling_engine, policy, iter(prompts), sampling, device)
     yield "peak_gib", peak.gib()
 
 
 def measure(
-    engine: RolloutEngine, policy: Learner, prompts: list[Prompt], sampling: SamplingConfig, device: torch.device
+    engine: RolloutEngine, policy: Learner, prompts: Iterator[list[Prompt]], sampling: SamplingConfig,
+    device: torch.device,
 ) -> Found:
-    """The three figures of one engine."""
-    engine.generate(prompts[:2], sampling)
+    """The figures of one engine, from other `prompts` of the same length in each call."""
+    engine.generate(next(prompts)[:2], sampling)
     kept: list[list[Rollout]] = []
-    taken = best(lambda: kept.append(engine.generate(prompts, sampling)), device, repeats=2, limit=6.0)
+    taken = best(lambda: kept.append(engine.generate(next(prompts), sampling)), device, repeats=2, limit=6.0)
     yield "generation", {"seconds": round(taken, 4), "tokens_per_s": round(sum(map(size_of, kept[-1])) / taken)}
     syncs = [seconds(lambda: engine.sync_weights(policy.named_weights()), device) for _ in range(3)]
     yield "sync_seconds", round(statistics.median(syncs), 5)
     yield "sleep_and_wake_seconds", round(seconds(lambda: (engine.sleep(), engine.wake()), device), 4)
-    yield "mismatch", compared(engine.generate(prompts[:8], sampling), policy)
+    yield "mismatch", compared(engine.generate(next(prompts)[:8], sampling), policy)
 
 
 def size_of(rollout: Rollout) -> int:

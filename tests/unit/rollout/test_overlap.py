@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from onpol_cli.core.console import LOGGER
 from onpol_cli.core.errors import RunFailed
@@ -44,6 +45,28 @@ def test_with_overlap_batches_are_one_update_old_after_the_first():
             weights.version += 1
     assert produced_in[0] == main and all(thread != main for thread in produced_in[1:])
     assert len(produced_in) == 4, "nothing is produced beyond the last step"
+
+
+def test_batches_are_made_on_the_device_of_the_thread_that_takes_them(monkeypatch):
+    current = threading.local()  # as CUDA has it
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "device", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(current, "device", device))
+    torch.cuda.set_device(3)
+    with Prefetcher(lambda step: torch.cuda.current_device(), lambda: 0, steps=3) as batches:
+        assert [batches.take(step).value for step in range(3)] == [3, 3, 3]
+
+
+def test_a_device_that_is_gone_is_told_where_the_batch_is_taken(monkeypatch):
+    def gone(device):
+        raise RuntimeError(f"no device {device}")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", gone)
+    with pytest.raises(RuntimeError, match="no device 1"), Prefetcher(lambda step: step, lambda: 0, steps=3) as batches:
+        batches.take(0)
+        batches.take(1)
 
 
 def test_settle_waits_for_the_batch_under_way():

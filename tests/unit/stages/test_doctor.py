@@ -19,6 +19,7 @@ from onpol_cli.stages import doctor_checks as checks
 from onpol_cli.stages.doctor import examine, preflight, require_preflight, row_findings, run_doctor
 from onpol_cli.stages.doctor_checks import Finding, Level
 from onpol_cli.stages.doctor_memory import check_memory, check_precision
+from onpol_cli.stages.doctor_rates import check_rates
 
 
 @pytest.fixture
@@ -111,6 +112,17 @@ def test_servers_on_loopback_serve_one_host(config: Callable[..., Config], words
     assert [finding.remedy.split("set ")[1].split("=")[0] for finding in far] == wanted
     assert all(finding.level is Level.error and "parallel.nnodes=2" in finding.message for finding in far)
     assert found("parallel.nproc=2") == []
+
+
+def test_servers_given_for_teachers_serve_one_tutor(config: Callable[..., Config]) -> None:
+    words = ("method=multi_opd", "method.scorer=vllm_server", "rollout.teacher_servers=[http://a:1,http://b:1]")
+    own = config(*words, "method.tutors.one=A", "method.tutors.two=B")
+    (found,) = [finding for finding in preflight(own, "student") if finding.check == "servers"]
+    assert found.level is Level.error and found in examine(own)
+    assert "all serve one tutor, and method.tutors names 2" in found.message and "Leave it out" in found.remedy
+    for harmless in ("rollout.teacher_servers=[]", "method.tutors.two=A", "method.scorer=learner"):
+        allowed = config(*words, "method.tutors.one=A", "method.tutors.two=B", harmless)
+        assert worst(checks.check_sync(allowed)).level is Level.ok
 
 
 def test_the_sandbox_says_how_programs_are_isolated(config: Callable[..., Config]) -> None:
@@ -418,6 +430,46 @@ def test_full_training_of_bf16_weights_at_a_small_rate_is_warned_of(config: Call
     assert "learner.autocast=bfloat16" in found[0].remedy
     for harmless in (("model.lora.rank=8",), ("optim.lr=1e-3",), ("model.dtype=float32",)):
         assert check_precision(config(*words, *harmless)) == []
+
+
+@pytest.mark.parametrize(
+    ("experiment", "method"),
+    [("small", "rsft"), ("small", "dpo"), ("small", "sft-gentle"), ("paper", "sft-overtrained"), ("paper", "gkd")],
+)
+def test_a_method_without_a_recipe_at_the_default_rate_is_warned_of(experiment: str, method: str) -> None:
+    def found(*words: str) -> list[Finding]:
+        every = [f"experiment={experiment}", f"method={method}", "model=tiny", "rollout=hf", *words]
+        checked = preflight(compose(every), "tutor", ["onpol", "train", "tutor", *every, "--resume"])
+        return [finding for finding in checked if finding.check == "learning rate"]
+
+    (finding,) = found()
+    assert finding.level is Level.warning and "Set optim.lr" in finding.remedy
+    assert f"experiment={experiment} has no recipe for method={method}" in finding.message
+    assert "default optim.lr=1e-06, constant" in finding.message
+    other = f"recipe={experiment}-sft"
+    assert f"{experiment}-sft" in finding.remedy and compose([f"experiment={experiment}", other]).optim.lr == 1e-5
+    for chosen in ("optim.lr=1e-6", other):
+        assert found(chosen) == [], chosen
+
+
+def test_doctor_warns_of_rates_that_nobody_chose(no_hub: None) -> None:
+    words = ["experiment=small", "method=dpo", "model=tiny", "rollout=hf"]
+    assert "learning rate" in [finding.check for finding in examine(compose(words), words)]
+    for rate in ("optim.lr=2e-6", "optim=muon", "method=rl", "experiment=none"):
+        assert check_rates(compose([*words, rate]), [*words, rate]) == [], rate
+    own = compose(["experiment=small", "optim.lr=1e-6"])
+    own.matrix.rows = [RowConfig("sft"), RowConfig("dpo", overrides=["method=dpo"])]
+    assert [f.check for f in row_findings(own, ["experiment=small"])] == ["row dpo: learning rate"]
+
+
+def test_adapters_at_a_small_rate_are_warned_of(config: Callable[..., Config]) -> None:
+    words = ("model.lora.rank=8", "optim.lr=1e-6")
+    found = [finding for finding in preflight(config(*words), "tutor") if finding.check == "adapter rate"]
+    assert [finding.level for finding in found] == [Level.warning] and found[0] in examine(config(*words))
+    assert "model.lora.rank=8) hardly move at optim.lr=1e-06" in found[0].message and "optim.lr=1e-4" in found[0].remedy
+    for harmless in ("model.lora.rank=0", "optim.lr=1e-5", "optim=muon"):
+        checked = preflight(config(*words, harmless), "tutor")
+        assert not [finding for finding in checked if finding.check == "adapter rate"], harmless
 
 
 @pytest.mark.parametrize(("rate", "moved"), [(1e-6, 0.02), (1e-5, 0.16), (1e-4, 0.88)])

@@ -129,3 +129,11 @@ def test_rows_of_several_processes_share_the_cores(monkeypatch):
     asked = {1: 8, 3: 2, 16: 1}
     assert {nproc: workers(compose([f"parallel.nproc={nproc}"])) for nproc in asked} == asked
     assert workers(compose(["parallel.nproc=3", "matrix.jobs=5"])) == 5
+
+
+@pytest.mark.parametrize(("names", "there"), [((), False), (("nvidiactl", "nvidia-uvm"), False), (("nvidia3",), True)])
+def test_any_gpu_of_the_machine_counts(names, there, tmp_path, monkeypatch):
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(reproduce, "DEVICES", tmp_path, raising=False)
+    assert reproduce._has_gpu() is there
