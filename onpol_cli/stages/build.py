@@ -366,8 +366,29 @@ def policy_config(config: Config, *, fetch: bool = True) -> ModelConfig:
 
 
 def start_facts(config: Config) -> dict[str, Any]:
-    """What a manifest says of a start from the hub; {} for any other, of which the configuration says all."""
+    """What a manifest says of the start: what names it again, and of which revision it is; {} for random weights."""
     if config.model.random_weights:
         return {}
     start = find_checkpoint(config.model.path, config)
-    return {"start": {"path": start.hub, **start.hub_facts}} if start.hub else {}
+    return {"start": {"path": start.hub or lasting_name(start, config), **start.hub_facts}}
+
+
+def lasting_name(checkpoint: Checkpoint, config: Config) -> str:
+    """What names `checkpoint` whatever runs and revisions come later: its run, or its folder."""
+    run = checkpoint.run
+    if run is None or checkpoint.name != run.name or run.path.resolve() != (runs_root(config) / run.name).resolve():
+        return checkpoint.path
+    return run.name
+
+
+def hashes_of(config: Config, tutors: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """Hashes of the start and of the tutors by domain, each folder read once; {} in followers, which record nothing."""
+    if follower():
+        return {}
+    start = None if config.model.random_weights else find_checkpoint(config.model.path, config).path
+    paths = {start, *(tutor.path for tutor in tutors.values())}
+    known = {path: model_hash(path) for path in paths if path is not None}
+    return {
+        "start": known[start] if start else None,
+        "tutor": {name: known[tutor.path] for name, tutor in tutors.items()} or None,
+    }

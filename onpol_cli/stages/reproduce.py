@@ -3,7 +3,7 @@
 Rows form a graph (a student needs its tutor); rows that are ready run side by side, each in a worker process of
 its own (memory and what a library keeps end with the row), one thread each, because a model this small does not
 fill two cores. With `parallel.nproc` the worker starts the row's training under torchrun. Runs have fixed names, so
-finished parts are kept and interrupted ones go on.
+finished parts are kept and interrupted ones go on; `stages.finished` says which may not.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from onpol_cli.core.console import error_in, say, show_json, show_text
 from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.core.processes import end_with_parent
 from onpol_cli.runs.rundir import read_manifest
+from onpol_cli.stages.finished import check_evaluation, check_settings, check_training
 from onpol_cli.stages.launch import with_default_method
 
 PLAIN = "ONPOL_PLAIN"
@@ -34,6 +35,15 @@ DEVICES = Path("/dev")
 LAST_WORDS_S = 10.0
 """How long the output of processes that have ended is waited for: one that they left behind may hold it open."""
 BASE, TUTOR, STUDENT = "base", "train tutor", "distill student"
+OWN = {
+    "seed": "Give matrix.seeds=[0,1].",
+    "method": (
+        "Choose rows by --only ROWS, or give rows of your own: "
+        """'matrix.rows=[{name:rl,overrides:["method=rl"]}]'."""
+    ),
+    "tutor": "Name a row as tutor in matrix.rows, or distil one student: onpol distill student tutor=RUN.",
+}
+"""What each row says for itself: on the command line it would beat every row's own. What to give instead."""
 
 
 @dataclass
@@ -84,6 +94,7 @@ def run_reproduction(request: ReproduceRequest) -> None:
         show_plan(jobs, request)
         return
     start = time.perf_counter()
+    check_settings(existing(jobs, Path(config.paths.runs)))
     run_jobs(jobs, workers(config))
     from onpol_cli.stages.compare import CompareRequest, run_comparison
 
@@ -123,8 +134,12 @@ def plan(request: ReproduceRequest, config: Config) -> list[Job]:
     """All jobs in an order in which tutors come before their students.
 
     Raises:
-        OnpolError: no matrix, an unknown row, a student whose tutor is no row, or several nodes.
+        OnpolError: no matrix, an unknown row, a student whose tutor is no row, several nodes, or a word of `OWN`.
     """
+    for word in request.overrides:
+        name = word.lstrip("+").partition("=")[0]
+        if name in OWN:
+            raise OnpolError(f"{word}: onpol reproduce would give it to every row. {OWN[name]}")
     rows = config.matrix.rows
     if not rows:
         raise OnpolError(f"experiment={request.experiment} has no matrix.rows: nothing to reproduce.")
@@ -201,6 +216,15 @@ def show_plan(jobs: Sequence[Job], request: ReproduceRequest) -> None:
         show_text(f"{job.train_name or job.eval_name}: onpol {job.command} {' '.join(job.words)}")
 
 
+def existing(jobs: Sequence[Job], root: Path) -> Iterator[tuple[str, Config]]:
+    """Runs of `jobs` that are there, done or not, with the configuration that each would be made with now."""
+    for job in jobs:
+        names = [name for name in (job.train_name, job.eval_name) if name and (root / name).is_dir()]
+        if names:
+            config = compose(job.words)
+            yield from ((name, config) for name in names)
+
+
 def run_jobs(jobs: Sequence[Job], count: int) -> None:
     """Run all jobs, tutors before students, `count` at a time.
 
@@ -270,6 +294,9 @@ def run_job(job: Job) -> float:
     """Train (unless done) and evaluate (unless done) one row; returns seconds.
 
     Both happen in this process, training with `parallel.nproc` in others.
+
+    Raises:
+        OnpolError: what is done was made with other settings, or from other weights than there are now.
     """
     from onpol_cli.core.console import setup_logging
     from onpol_cli.stages.evaluate import EvalRequest, evaluate
@@ -279,11 +306,17 @@ def run_job(job: Job) -> float:
     words = list(job.words)
     if job.train_name:
         config = compose([*words, f"run.name={job.train_name}"])
-        if status(config, job.train_name) != "done":
+        if status(config, job.train_name) == "done":
+            check_settings([(job.train_name, config)])
+            check_training(job.train_name, config)
+        else:
             train_row(job, config)
     config = compose([*words, f"run.name={job.eval_name}"])
-    if status(config, job.eval_name) != "done":
-        model = job.train_name or None
+    model = job.train_name or None
+    if status(config, job.eval_name) == "done":
+        check_settings([(job.eval_name, config)])
+        check_evaluation(job.eval_name, model, config)
+    else:
         request = EvalRequest(config.eval.benches, words, model, resume=_exists(config, job.eval_name))
         evaluate(config, request)
     return time.perf_counter() - start

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ FREE_COST = (
 """Likewise what a step costs: lowered after it ran out of memory."""
 REMEDIES = ("optim.lr", "monitor.", "rollout.canary_tolerance")
 """What is changed to get a stopped run going again; another run from there on, so that the manifest says so."""
+ORIGINS = ("tutor", "start", "model", "data")
+"""Parts of a manifest's `hashes` that the settings only name: `latest:` and run names may mean others later."""
 
 
 def runs_root(config: Config) -> Path:
@@ -83,11 +85,15 @@ def open_run(
         yield FollowedRun(path, resumed=resume)
         return
     with RunDir.open(path, resume=resume) as run:
-        changed = check_same_settings(run, config) if run.resumed else []
+        before = run.manifest()
+        changed = check_same_settings(run, config, same_models(before, facts)) if run.resumed else []
+        check_same_origins(run, facts)
         write_atomic(run.path / CONFIG, to_yaml(config))
         setup_logging(file=run.path / "run.log")
         start = time.perf_counter()
-        before = run.manifest()
+        if "hashes" in facts:
+            known = {name: value for name, value in facts["hashes"].items() if value is not None}
+            facts["hashes"] = facts["hashes"] | (before.get("hashes") or {}) | known
         if changed:
             LOGGER.warning("resumed with other settings than before: %s", ", ".join(changed))
             facts["changed_on_resume"] = [*before.get("changed_on_resume", []), *changed]
@@ -157,20 +163,81 @@ def differing(info: RunInfo, config: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def check_same_settings(run: RunDir, config: Config) -> list[str]:
+def check_same_settings(run: RunDir, config: Config, same: Sequence[str] = ()) -> list[str]:
     """Refuse to resume a run with other settings than it was started with, `REMEDIES` apart.
+
+    Args:
+        same: starts of settings that name in other words what they named before.
 
     Returns:
         `name: before -> now` of each remedy that was taken.
     """
     changed = differing(RunInfo(run.path, {}), config)
-    other = [key for key in changed if not key.startswith(REMEDIES)]
+    other = [key for key in changed if not key.startswith((*REMEDIES, *same))]
     if other:
         raise OnpolError(
             f"Run {run.name} was started with other settings: {', '.join(other[:5])}. "
             "Resume with the settings of its config.yaml, or choose another run.name."
         )
-    return [f"{key}: {before} -> {now}" for key, (before, now) in changed.items()]
+    return [f"{key}: {before} -> {now}" for key, (before, now) in changed.items() if key.startswith(REMEDIES)]
+
+
+def check_same_origins(run: RunDir, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose tutor, start, evaluated model or problems are others now under the same words.
+
+    Args:
+        run: as it was left; its manifest may hold no hashes yet, or those of an older version.
+        facts: manifest entries of the command that goes on with it.
+    """
+    before = run.manifest()
+    old, new = (_flat(item.get("hashes") or {}) for item in (before, facts))
+    changed = [key for key in new if key.split(".")[0] in ORIGINS and old.get(key) and new[key] not in (None, old[key])]
+    if not changed:
+        return
+    told, words = [], []
+    for key in changed:
+        setting, former, present = _setting(key), _named(key, before), _named(key, facts)
+        if former is None or former == present:
+            told.append(f"{setting}, changed since")
+        else:
+            told.append(f"{setting} was {former}, is {present}")
+            words.append(f"{setting} {former}" if setting.startswith("--") else f"{setting}={former}")
+    again = f"Give {' '.join(words)} run.name={run.name} --resume" if len(words) == len(told) else f"Remove {run.path}"
+    raise OnpolError(
+        f"Run {run.name} was started with other weights or problems: {'; '.join(told)}. "
+        f"{again}, or choose another run.name."
+    )
+
+
+def _setting(key: str) -> str:
+    """What gives the part `key` of `hashes`: a setting, an option, or words for problems."""
+    part, _, name = key.partition(".")
+    if part == "tutor":
+        return f"method.tutors.{name}" if name else "tutor"
+    return {"start": "model.path", "model": "--model"}.get(part) or f"problems of {name}"
+
+
+def _named(key: str, manifest: Mapping[str, Any]) -> str | None:
+    """What the model `key` of `hashes` was called, so that it can be named again; None for problems."""
+    part, _, name = key.partition(".")
+    if part == "tutor":
+        found = (manifest.get("tutors") or {}).get(name) or (None if name else manifest.get("tutor"))
+    elif part == "start":
+        start = manifest.get("start") or {}
+        found = " model.revision=".join(filter(None, (start.get("path"), start.get("commit"))))
+    else:
+        model = (manifest.get("evaluates") or {}) if part == "model" else {}
+        last = Path(model.get("path") or "").name == "checkpoint"
+        found = (model.get("run") if last else None) or model.get("path")
+    return found or None
+
+
+def same_models(before: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Starts of the settings that name models, where two manifests have the same hashes of these."""
+    old, new = (item.get("hashes") or {} for item in (before, facts))
+    tutors = new.get("tutor") or {}
+    same = ("tutor", "method.tutors.") if tutors and None not in tutors.values() and tutors == old.get("tutor") else ()
+    return same + (("model.path", "model.revision") if new.get("start") and new["start"] == old.get("start") else ())
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

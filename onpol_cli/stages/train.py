@@ -119,9 +119,10 @@ def _facts(config: Config, role: str, tutors: dict[str, build.Checkpoint]) -> tu
         "model_role": role,
         "label": name,
         "tutor": first.run.name if first and first.run else (first.origin if first else None),
+        "tutors": {key: build.lasting_name(c, config) for key, c in tutors.items()},
         "tutor_label": origin or None,
         **build.start_facts(config),
-        "hashes": {"tutor": {key: build.model_hash(c.path) for key, c in tutors.items()} or None},
+        "hashes": build.hashes_of(config, tutors),
     }
     short = None if first is None else str(first.fact("method_choice") or Path(first.origin).name)
     return facts, short
