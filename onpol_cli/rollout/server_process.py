@@ -90,8 +90,9 @@ class LocalServer:
     """One server process in a process group of its own.
 
     It gets SIGTERM when this process is killed or leaves without stopping it (Linux), upon which vLLM's server ends its
-    engine process too. Linux sends it when the *thread* that started the server ends, so that the main thread alone,
-    which lasts, has it sent: servers of other threads live until they are stopped.
+    engine process too; one that is still starting that process may not heed it (vLLM 0.32). Linux sends it when the
+    *thread* that started the server ends, so that the main thread alone, which lasts, has it sent: servers of other
+    threads live until they are stopped.
 
     Args:
         folder: model folder to serve.
