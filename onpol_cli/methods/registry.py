@@ -107,11 +107,6 @@ def scores_by_teacher(config: MethodConfig) -> bool:
     return issubclass(METHODS[config.name], OnPolicy) and config.teacher_coef != 0
 
 
-def needs_teacher(config: MethodConfig) -> bool:
-    """Whether a tutor must be given."""
-    return config.needs_tutor
-
-
 def needs_hidden(config: MethodConfig) -> bool:
     """Whether the teacher is asked for hidden states (full-vocabulary signals)."""
     return config.teacher_coef != 0 and config.signal is not OpdSignal.sampled

@@ -104,38 +104,37 @@ def weights(model: Remembered) -> Iterable[tuple[str, Tensor]]:
 
 
 def held_out(config: Config, task: Task, sandbox: Sandbox) -> list[Problem]:
-    """At most `eval.kl_problems` problems of the bench's kind that are not evaluated; [] where it has none.
+    """At most `eval.kl_problems` problems of the bench's kind that are not evaluated.
 
     The bench's own validation split, or that of the training data if `task` names the same task with a file.
+
+    Raises:
+        OnpolError: there are none, or the training data cannot be read.
     """
     from onpol_cli.tasks.registry import build_task
 
-    try:
-        trained = config.task.name == task.name and config.task.data
-        problems = (build_task(config.task, sandbox) if trained else task).problems("validation")
-    except OnpolError:
-        problems = []
+    trained = config.task.name == task.name and config.task.data
+    problems = (build_task(config.task, sandbox) if trained else task).problems("validation")
     evaluated = {problem.problem_id for problem in task.problems("test")}
-    return [problem for problem in problems if problem.problem_id not in evaluated][: config.eval.kl_problems]
+    found = [problem for problem in problems if problem.problem_id not in evaluated]
+    if not found:
+        raise OnpolError(f"all its problems are evaluated; task={task.name} task.data=FILE names those trained on.")
+    return found[: config.eval.kl_problems]
 
 
 def prompts_of(
     config: Config, tasks: Sequence[Task], chat: Chat, sandbox: Sandbox
 ) -> list[tuple[Task, list[tuple[Problem, Ids]]]]:
-    """Benches with the held-out prompts on which distances are measured; says which ones have none."""
-    found, without = [], []
+    """Benches with the held-out prompts on which distances are measured; says which ones have none, and why.
+
+    All answers are there by now: no bench may fail for want of these.
+    """
+    found = []
     for task in tasks:
-        problems = held_out(config, task, sandbox)
-        if problems:
-            found.append((task, build.encoded(task, chat, problems, config)))
-        else:
-            without.append(task.name)
-    if without:
-        LOGGER.warning(
-            "no distance to the base is measured on %s: no problems beside those evaluated (for minimal-edit, "
-            "task=minimal-edit task.data=FILE names those trained on; eval.kl=false measures nothing)",
-            ", ".join(without),
-        )
+        try:
+            found.append((task, build.encoded(task, chat, held_out(config, task, sandbox), config)))
+        except OnpolError as error:
+            LOGGER.warning("no distance to the base is measured on %s: %s", task.name, error)
     return found
 
 

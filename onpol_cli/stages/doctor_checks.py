@@ -348,11 +348,9 @@ def check_eval_context(config: Config) -> list[Finding]:
 
 def check_tutors(config: Config) -> list[Finding]:
     """Whether the tutor is there and shares tokens with the student: ids, EOS, chat template, real vocabulary."""
-    from onpol_cli.methods.registry import needs_teacher
-
     specs = dict(config.method.tutors) or ({"": config.tutor} if config.tutor else {})
     if not specs:
-        if not needs_teacher(config.method):
+        if not config.method.needs_tutor:
             return []
         return [caught("tutor", lambda: ok("tutor", build.require_tutor(config)))]
     return [caught("tutor", lambda s=spec: _tutor(str(s), config)) for spec in specs.values()]  # type: ignore[misc]

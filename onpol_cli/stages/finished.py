@@ -74,7 +74,8 @@ def check_training(name: str, config: Config) -> None:
     """
     folder = runs_root(config) / name
     known = read_manifest(folder).get("hashes") or {}
-    specs = [(config.tutor, (known.get("tutor") or {}).get(""))]
+    tutors: dict[str, str | None] = {**config.method.tutors} or {"": config.tutor}
+    specs = [(spec, (known.get("tutor") or {}).get(name)) for name, spec in tutors.items()]
     if not config.model.random_weights:
         specs.append((config.model.path, known.get("start")))
     for spec, before in specs:

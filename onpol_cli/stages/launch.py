@@ -74,11 +74,11 @@ def dry(config: Config, command: Sequence[str], as_json: bool, role: str) -> Non
 
 def check(config: Config, role: str) -> None:
     """Method, tutor and model: everything that can be refused before any weight is read."""
-    from onpol_cli.methods.registry import check_method, needs_teacher
+    from onpol_cli.methods.registry import check_method
     from onpol_cli.stages.build import find_checkpoint, policy_config, require_tutor
 
     check_method(config.method)
-    if role == "student" and needs_teacher(config.method) and not config.method.tutors:
+    if role == "student" and config.method.needs_tutor and not config.method.tutors:
         find_checkpoint(require_tutor(config), config, fetch=False)
     policy_config(config, fetch=False)
 

@@ -84,7 +84,7 @@ def measure(method: Method, learner: Learner, groups: Sequence[Group]) -> dict[s
 def prepare(config: Config) -> tuple[Method, Learner, Mapping[str, Any]]:
     """Method, learner and problems by id, on the CPU unless the configuration says otherwise."""
     from onpol_cli.methods.base import Context
-    from onpol_cli.methods.registry import build_method, check_method, needs_teacher
+    from onpol_cli.methods.registry import build_method, check_method
     from onpol_cli.sandbox import Sandbox
     from onpol_cli.stages.train import find_tutors, make_models
     from onpol_cli.tasks.registry import build_task
@@ -92,7 +92,7 @@ def prepare(config: Config) -> tuple[Method, Learner, Mapping[str, Any]]:
     check_method(config.method)
     policy = build.policy_config(config)
     tokenizer, chat = build.tokenizer_and_chat(policy.path)
-    tutors = find_tutors(config, needs_teacher(config.method))
+    tutors = find_tutors(config, config.method.needs_tutor)
     build.verify_all(config, tutors)
     learner, teachers, reference = make_models(
         config, tokenizer, 1, tutors, lambda tutor, _: build.load_teacher(tutor, config, policy.path)

@@ -37,7 +37,7 @@ FREE_COST = (
 """Likewise what a step costs: lowered after it ran out of memory."""
 REMEDIES = ("optim.lr", "monitor.", "rollout.canary_tolerance")
 """What is changed to get a stopped run going again; another run from there on, so that the manifest says so."""
-ORIGINS = ("tutor", "start", "model", "data")
+ORIGINS = ("tutor", "start", "model", "data", "answers")
 """Parts of a manifest's `hashes` that the settings only name: `latest:` and run names may mean others later."""
 
 
@@ -87,11 +87,11 @@ def open_run(
     with RunDir.open(path, resume=resume) as run:
         before = run.manifest()
         changed = check_same_settings(run, config, same_models(before, facts)) if run.resumed else []
-        check_same_origins(run, facts)
+        check_same_origins(run, before, facts)
         write_atomic(run.path / CONFIG, to_yaml(config))
         setup_logging(file=run.path / "run.log")
         start = time.perf_counter()
-        if "hashes" in facts:
+        if "hashes" in facts:  # what is not known now (the base of an answers file, say) stays as it was
             known = {name: value for name, value in facts["hashes"].items() if value is not None}
             facts["hashes"] = facts["hashes"] | (before.get("hashes") or {}) | known
         if changed:
@@ -182,14 +182,13 @@ def check_same_settings(run: RunDir, config: Config, same: Sequence[str] = ()) -
     return [f"{key}: {before} -> {now}" for key, (before, now) in changed.items() if key.startswith(REMEDIES)]
 
 
-def check_same_origins(run: RunDir, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run whose tutor, start, evaluated model or problems are others now under the same words.
+def check_same_origins(run: RunDir, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose models, problems or answers are others now under the same words.
 
     Args:
-        run: as it was left; its manifest may hold no hashes yet, or those of an older version.
+        before: the run's manifest as it was left, which may hold no hashes yet, or those of an older version.
         facts: manifest entries of the command that goes on with it.
     """
-    before = run.manifest()
     old, new = (_flat(item.get("hashes") or {}) for item in (before, facts))
     changed = [key for key in new if key.split(".")[0] in ORIGINS and old.get(key) and new[key] not in (None, old[key])]
     if not changed:
@@ -204,7 +203,7 @@ def check_same_origins(run: RunDir, facts: Mapping[str, Any]) -> None:
             words.append(f"{setting} {former}" if setting.startswith("--") else f"{setting}={former}")
     again = f"Give {' '.join(words)} run.name={run.name} --resume" if len(words) == len(told) else f"Remove {run.path}"
     raise OnpolError(
-        f"Run {run.name} was started with other weights or problems: {'; '.join(told)}. "
+        f"Run {run.name} was started with other weights, problems or answers: {'; '.join(told)}. "
         f"{again}, or choose another run.name."
     )
 
@@ -214,7 +213,7 @@ def _setting(key: str) -> str:
     part, _, name = key.partition(".")
     if part == "tutor":
         return f"method.tutors.{name}" if name else "tutor"
-    return {"start": "model.path", "model": "--model"}.get(part) or f"problems of {name}"
+    return {"start": "model.path", "model": "--model", "answers": "--answers"}.get(part) or f"problems of {name}"
 
 
 def _named(key: str, manifest: Mapping[str, Any]) -> str | None:
@@ -225,6 +224,8 @@ def _named(key: str, manifest: Mapping[str, Any]) -> str | None:
     elif part == "start":
         start = manifest.get("start") or {}
         found = " model.revision=".join(filter(None, (start.get("path"), start.get("commit"))))
+    elif part == "answers":
+        found = manifest.get("answers")
     else:
         model = (manifest.get("evaluates") or {}) if part == "model" else {}
         last = Path(model.get("path") or "").name == "checkpoint"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onpol_cli.core.config import Config, LoraSync, SamplingConfig
 from onpol_cli.core.seeding import derive_seed
 from onpol_cli.runs.rundir import RunDir
+from onpol_cli.training.ahead import AheadSource
 
 if TYPE_CHECKING:
     from onpol_cli.rollout.engine import Prompt
@@ -48,6 +49,12 @@ def measure_noise(run: RunDir, bench: Workbench) -> None:
     run.update_manifest(noise_floor=noise_floor(bench.sample(canary_prompts(bench)), bench.learner.logprobs))
 
 
+def settle(source: CompletionSource) -> None:
+    """Wait for the batch in the making, where one is made ahead: the sampler does one thing at a time."""
+    if isinstance(source, AheadSource):
+        source.settle()
+
+
 def sync_of(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str, float]] | None:
     """Send the weights (or the adapter alone), then let the sampler prove with a few tokens that it has them."""
     from onpol_cli.rollout.health import canary
@@ -58,8 +65,7 @@ def sync_of(bench: Workbench, source: CompletionSource) -> Callable[[], dict[str
     prompts, sampling = canary_prompts(bench), canary_sampling(bench.config)
 
     def sync() -> dict[str, float]:
-        if hasattr(source, "settle"):
-            source.settle()
+        settle(source)
         engine.wake()
         if settings.lora_sync is LoraSync.adapter:
             engine.sync_adapter(learner.adapter())
@@ -80,7 +86,7 @@ def validation_of(
 
     Args:
         sync: for data set methods, which never sync otherwise; None where each step has synced.
-        source: whatever it has in the making is waited for: the sampler does one thing at a time.
+        source: whatever it has in the making is waited for.
     """
     from onpol_cli.stages.validation import validator
 
@@ -90,8 +96,7 @@ def validation_of(
     def refreshed(done: int) -> dict[str, float]:
         if sync is not None:
             sync()
-        elif hasattr(source, "settle"):
-            source.settle()
+        settle(source)
         return validate(done)
 
     return refreshed

@@ -81,12 +81,12 @@ def train_model(config: Config, *, role: str, command: list[str], resume: bool =
     """
     from onpol_cli.learner.model import pick_device
     from onpol_cli.learner.parallel import join_world, leave_world
-    from onpol_cli.methods.registry import check_method, needs_teacher
+    from onpol_cli.methods.registry import check_method
     from onpol_cli.stages.doctor import require_preflight
 
     check_method(config.method)
     require_preflight(config, role, command)
-    tutors = find_tutors(config, needs_teacher(config.method))
+    tutors = find_tutors(config, config.method.needs_tutor)
     build.verify_all(config, tutors)
     facts, short = _facts(config, role, tutors)
     verb = "train" if role == "tutor" else "distill"

@@ -5,22 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from edit_pool import POOL
 
 from onpol_cli.core.compose import compose
 from onpol_cli.stages.data import PrepareRequest, prepare_data
 from onpol_cli.stages.evaluate import EvalRequest, evaluate
 from onpol_cli.stages.train import train_model
 
-POOL = [
-    {
-        "task_id": number,
-        "prompt": f"Return the largest of the values plus {number}.",
-        "code": f"def top(values):\n    return max(values) + {number}\n",
-        "test_list": [f"assert top([1, 5, 2]) == {5 + number}", f"assert top([-3, -1]) == {number - 1}"],
-        "test_imports": [],
-    }
-    for number in range(1, 5)
-]
 COMMON = [
     *("experiment=none", "model.max_context=1024", "learner.threads=1", "sandbox.workers=1", "optim.lr=1e-2"),
     *("rollout.sampling.max_new_tokens=12", "eval.max_new_tokens=12", "eval.problems=2", "eval.kl_problems=2"),

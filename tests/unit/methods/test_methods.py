@@ -12,7 +12,6 @@ from onpol_cli.methods.registry import (
     build_method,
     check_method,
     needs_hidden,
-    needs_teacher,
     scores_by_teacher,
 )
 
@@ -240,7 +239,7 @@ def test_group_of_one_has_no_reward_advantage():
 
 
 def test_needs():
-    assert needs_teacher(MethodConfig(name="opd", teacher_coef=1.0))
-    assert not needs_teacher(MethodConfig(name="opsd", teacher_coef=1.0))
+    assert MethodConfig(name="opd", teacher_coef=1.0).needs_tutor
+    assert not MethodConfig(name="opsd", teacher_coef=1.0).needs_tutor
     assert needs_hidden(MethodConfig(name="opd", teacher_coef=1.0, signal=OpdSignal.jsd))
     assert set(METHODS) == {"sft", "rsft", "dpo", "rl", "opd", "rl_opd", "multi_opd", "opsd", "gkd"}

@@ -6,21 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from edit_pool import POOL
 
 from onpol_cli.core.errors import OnpolError
 from onpol_cli.stages.data import PrepareRequest, describe, list_data, local_file, prepare_data, progress, verify_data
 from onpol_cli.tasks.catalog import BENCHES
-
-POOL = [
-    {
-        "task_id": number,
-        "prompt": f"Return the largest of the values plus {number}.",
-        "code": f"def top(values):\n    return max(values) + {number}\n",
-        "test_list": [f"assert top([1, 5, 2]) == {5 + number}", f"assert top([-3, -1]) == {number - 1}"],
-        "test_imports": [],
-    }
-    for number in range(1, 5)
-]
 
 
 def test_the_list_names_every_bench_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from onpol_cli.runs.checkpoint import write_folder
 from onpol_cli.runs.lookup import RunInfo
 from onpol_cli.runs.rundir import CONFIG, RunDir, read_manifest
 from onpol_cli.stages.build import model_hash
-from onpol_cli.stages.finished import check_settings, other_settings
+from onpol_cli.stages.finished import check_settings, check_training, other_settings
 from onpol_cli.stages.reproduce import Job, ReproduceRequest, existing, plan, run_job, run_reproduction
 
 SMALL = (
@@ -138,6 +138,22 @@ def test_an_evaluation_of_a_row_that_was_trained_again_is_not_kept(
     shutil.rmtree(tmp_path / sft.eval_name)
     run_job(sft)
     assert read_manifest(tmp_path / sft.eval_name)["hashes"]["model"] == model_hash(str(teacher_folder)) != old
+
+
+def test_a_student_of_several_tutors_is_not_kept_if_one_of_them_was_trained_again(
+    tmp_path: Path, policy_folder: Path, teacher_folder: Path
+) -> None:
+    old = model_hash(str(policy_folder))
+    for name in ("first", "second"):
+        make_run(tmp_path, name, policy_folder)
+    tutors = ("method.tutors.tiny-edit=first", "method.tutors.tiny-codegen=second")
+    words = [f"paths.runs={tmp_path}", "method=multi_opd", *tutors]
+    with RunDir.open(tmp_path / "student", resume=False) as run:
+        run.update_manifest(status="done", hashes={"tutor": {"tiny-edit": old, "tiny-codegen": old}})
+    check_training("student", compose(words))
+    write_folder(tmp_path / "second" / "checkpoint", lambda folder: copy(teacher_folder, folder))
+    with pytest.raises(OnpolError, match="made from other weights than second has now"):
+        check_training("student", compose(words))
 
 
 def test_a_base_that_is_another_run_now_is_not_kept(

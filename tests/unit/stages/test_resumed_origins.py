@@ -62,7 +62,7 @@ def test_a_student_is_not_distilled_from_a_later_tutor(
         with pytest.raises(OnpolError) as refused:
             train_model(config(runs, *again), role="student", command=["test"], resume=True)
         assert str(refused.value) == (
-            "Run new was started with other weights or problems: tutor was sft-1, is sft-2. "
+            "Run new was started with other weights, problems or answers: tutor was sft-1, is sft-2. "
             "Give tutor=sft-1 run.name=new --resume, or choose another run.name."
         )
     assert read_manifest(run) == before and (run / CONFIG).read_text() == settings, "nothing was written"
@@ -141,10 +141,10 @@ def test_hashes_that_both_have_decide(tmp_path: Path, old: dict[str, Any], told:
     with RunDir.open(tmp_path / "run", resume=False) as run:
         write_json(run.path / MANIFEST, old)
         if told is None:
-            check_same_origins(run, NEW)
+            check_same_origins(run, old, NEW)
         else:
             with pytest.raises(OnpolError, match=told):
-                check_same_origins(run, NEW)
+                check_same_origins(run, old, NEW)
 
 
 def test_a_folder_that_is_start_and_tutor_is_read_once(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +164,17 @@ def assess(runs: Path, model: str | None, *words: str, resume: bool = False) -> 
     made = config(runs, "eval.problems=2", "eval.max_new_tokens=4", "eval.kl=false", *words, name="e")
     made.eval.benches = ["tiny-codegen"]
     return evaluate(made, EvalRequest(made.eval.benches, model=model, resume=resume))[0]
+
+
+def test_a_grading_goes_on_with_its_answers_only(tmp_path: Path) -> None:
+    old = {"answers": "first.jsonl", "hashes": {"answers": "a"}}
+    with RunDir.open(tmp_path / "run", resume=False) as run:
+        told = r"answers: --answers was first\.jsonl, is second\.jsonl\. Give --answers first\.jsonl run\.name=run"
+        with pytest.raises(OnpolError, match=told):
+            check_same_origins(run, old, {"answers": "second.jsonl", "hashes": {"answers": "b"}})
+        with pytest.raises(OnpolError, match=r"--answers, changed since\. Remove .*/run, or"):
+            check_same_origins(run, old, {"answers": "first.jsonl", "hashes": {"answers": "b"}})
+        check_same_origins(run, old, {"answers": "copy.jsonl", "hashes": {"answers": "a"}})
 
 
 def test_an_evaluation_goes_on_with_its_model_and_problems_only(runs: Path, teacher_folder: Path) -> None:

@@ -9,6 +9,7 @@ from onpol_cli.core.compose import compose
 from onpol_cli.stages import build, validation
 from onpol_cli.stages.syncing import canary_sampling, validation_of
 from onpol_cli.stages.train import method_context
+from onpol_cli.training.ahead import AheadSource
 
 CUT = ["rollout.sampling.top_p=0.8", "rollout.sampling.top_k=20", "rollout.sampling.temperature=0.7"]
 
@@ -19,15 +20,25 @@ def test_the_canary_cuts_only_where_a_cut_is_wrong(method, cut):
     assert (sampling.top_p < 1, sampling.top_k > 0, sampling.temperature) == (cut, cut, 0.7)
 
 
+class Ahead(AheadSource):
+    """Tells when it is waited for."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def settle(self):
+        self.told.append("settled")
+
+
 @pytest.mark.parametrize("synced", [True, False])
 def test_a_validation_sends_weights_only_where_no_step_has(monkeypatch, synced):
     told = []
     monkeypatch.setattr(validation, "validator", lambda *_: lambda done: told.append(f"validated {done}") or {})
     bench = SimpleNamespace(task=None, chat=None, sample=None, learner=SimpleNamespace(world=None))
-    source = SimpleNamespace(settle=lambda: told.append("settled"))
+    source = Ahead(told)
     sync = None if synced else lambda: told.append("synced")
     validation_of(bench, None, sync, source)(3)
-    assert told == ["settled" if synced else "synced", "validated 3"]
+    assert told == [*([] if synced else ["synced"]), "settled", "validated 3"]
 
 
 def test_a_policy_teaches_itself_at_the_teachers_temperature():
