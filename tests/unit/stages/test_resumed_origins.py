@@ -93,7 +93,7 @@ def test_a_tutor_that_was_trained_again_under_its_name_is_another(
     run = interrupted(monkeypatch, config(runs, *words), "student")
     shutil.rmtree(runs / "sft-1")
     make_run(runs, "sft-1", teacher_folder)
-    told = f"problems: tutor, changed since. Remove {run}, or choose another run.name."
+    told = f"problems or answers: tutor, changed since. Remove {run}, or choose another run.name."
     with pytest.raises(OnpolError, match=f"{re.escape(told)}$"):
         train_model(config(runs, *words), role="student", command=["test"], resume=True)
 
