@@ -84,7 +84,7 @@ def halves(folder, hf_overrides):
     ):
         update(model, 0)
         engine.sync_weights(merged_weights(model))
-        rollouts = engine.generate(flood(len(tokenizer)), SamplingConfig(max_new_tokens=16))
+        rollouts = engine.generate(flood(len(tokenizer), 20), SamplingConfig(max_new_tokens=16))
         return mismatch(rollouts, score_rollouts(rollouts, scorer(model, len(tokenizer)))).kl
 
 

@@ -98,7 +98,7 @@ def learner_distribution(model, prompt, completion, vocabulary):
     """Log-probs [T, V] that the transformers model gives at each position of the completion."""
     with torch.no_grad():
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
-        logits = model(ids).logits[0, len(prompt) - 1 : -1, :vocabulary]
+        logits = model(ids, logits_to_keep=len(completion) + 1).logits[0, :-1, :vocabulary]
     return logits.float().log_softmax(-1).cpu()
 
 
@@ -141,10 +141,10 @@ def prompts(samples=3):
     ]
 
 
-def flood(vocabulary):
-    """60 unlike prompts of 200 tokens: more than one step of any engine computes."""
+def flood(vocabulary, length=200):
+    """60 unlike prompts: with 200 tokens each, more than one step of any engine computes."""
     draw = random.Random(0)
-    return [Prompt(str(i), tuple(draw.randrange(vocabulary) for _ in range(200)), seed=i) for i in range(60)]
+    return [Prompt(str(i), tuple(draw.randrange(vocabulary) for _ in range(length)), seed=i) for i in range(60)]
 
 
 def as_lists(rollouts):
