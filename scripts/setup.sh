@@ -20,7 +20,7 @@ system_packages() {
   fi
 }
 
-# find_python: the newest of python3.14 ... python3.11 or python3 that is at least 3.11.
+# find_python: $PYTHON, python3, python3.13, 3.12 or 3.11: the first that is at least 3.11.
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do

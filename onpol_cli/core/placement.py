@@ -11,14 +11,24 @@ from onpol_cli.core.config import LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError
 
 
-def automatic_transfer(config: RolloutConfig, alone: bool) -> WeightTransfer:
+def automatic_transfer(config: RolloutConfig, alone: bool, gpus: int) -> WeightTransfer:
     """What `rollout.weight_transfer=auto` means on a GPU with a vLLM that can do both.
+
+    `ipc` for the one server that has to share the learner's GPU; servers with others go there, and several are not
+    sent one export of memory: each would release it, and torch counts one release.
 
     Args:
         alone: the learner is one process.
+        gpus: of this machine.
     """
-    fits = alone and config.tensor_parallel == 1 and not config.servers and config.lora_sync is LoraSync.merged
+    one = alone and gpus <= 1 and config.local_servers == 1 and config.tensor_parallel == 1
+    fits = one and not config.servers and config.lora_sync is LoraSync.merged
     return WeightTransfer.ipc if fits else WeightTransfer.reload
+
+
+def teachers_turn(kind: WeightTransfer, samplers: int) -> int:
+    """Number of the first teacher's server among those that take free GPUs: samplers of `ipc` take none."""
+    return 0 if kind is WeightTransfer.ipc else samplers
 
 
 def server_gpus(
@@ -64,13 +74,13 @@ def server_places(
 
     Args:
         samplers: local servers that sample.
-        teachers: local servers that score by a teacher; they come after the samplers.
+        teachers: local servers that score by a teacher; they come after the samplers (`teachers_turn`).
         processes: of the learner on this machine; each computes on the GPU of its number.
         gpus: of this machine.
         alone: the learner is one process, over all machines.
     """
     kind = config.weight_transfer
-    kind = automatic_transfer(config, alone) if kind is WeightTransfer.auto else kind
+    kind = automatic_transfer(config, alone, gpus) if kind is WeightTransfer.auto else kind
     # A server of more workers than there are GPUs is refused when it is started: it takes them all here.
     workers = min(config.tensor_parallel, gpus)
     names, own = [str(place) for place in range(gpus)], range(processes)
@@ -79,7 +89,8 @@ def server_places(
     else:
         used = [int(name) for number in range(samplers) for name in server_gpus(kind, number, workers, names, own)]
     reload = WeightTransfer.reload
-    for number in range(samplers, samplers + teachers):
+    first = teachers_turn(kind, samplers)
+    for number in range(first, first + teachers):
         used += map(int, server_gpus(reload, number, workers, names, own))
     return used
 

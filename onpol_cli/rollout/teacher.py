@@ -20,13 +20,14 @@ from torch import Tensor
 
 from onpol_cli.core.config import Engine, LoraSync, RolloutConfig, WeightTransfer
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.placement import teachers_turn
 from onpol_cli.learner.parallel import ALONE, World
 from onpol_cli.learner.weights import merged_weights
 from onpol_cli.rollout.engine import real_vocabulary, reserved_context
 from onpol_cli.rollout.exchange import make_folder, remove_folder, write_model
 from onpol_cli.rollout.server_client import Endpoint, Pool
 from onpol_cli.rollout.server_process import LocalServer, start_servers
-from onpol_cli.rollout.transfer import local_gpus
+from onpol_cli.rollout.transfer import chosen, local_gpus
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -123,7 +124,8 @@ class ServerScorer:
             # a teacher's weights never change
             fixed = replace(config, lora_sync=LoraSync.merged, weight_transfer=WeightTransfer.reload)
             samplers = config.local_servers if config.engine is Engine.vllm_server and not config.servers else 0
-            gpus = [local_gpus(fixed.weight_transfer, samplers + number, config.tensor_parallel)]
+            first = teachers_turn(chosen(config), samplers) if samplers else 0
+            gpus = [local_gpus(fixed.weight_transfer, first + number, config.tensor_parallel)]
             self.started = start_servers(folder, fixed, context, 0, [f"vllm-teacher-{number}"], gpus)
         finally:
             remove_folder(folder)  # the server has read it

@@ -18,6 +18,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,16 +36,16 @@ BUFFER_BYTES = 2**28
 
 
 def chosen(config: RolloutConfig) -> WeightTransfer:
-    """What `rollout.weight_transfer` means here: `auto` is `ipc` for servers that onpol starts on a GPU, else `reload`.
+    """What `rollout.weight_transfer` means here; for `auto` see `automatic_transfer`.
 
     Raises:
         OnpolError: `ipc` or `nccl` without a GPU, with several learner processes, or with too old a vLLM; `ipc` to
-            several GPUs.
+            several GPUs or servers.
     """
-    asked, alone, one = config.weight_transfer, not several_processes(), config.tensor_parallel == 1
+    asked, alone = config.weight_transfer, not several_processes()
     old = too_old(TRANSFER_SINCE)
     if asked is WeightTransfer.auto:
-        return automatic_transfer(config, alone) if on_gpu() and not old else WeightTransfer.reload
+        return automatic_transfer(config, alone, len(visible_gpus())) if on_gpu() and not old else WeightTransfer.reload
     if asked is not WeightTransfer.reload and not (on_gpu() and alone):
         raise OnpolError(
             f"rollout.weight_transfer={asked.value} moves weights between GPUs for one learner process; here is "
@@ -53,12 +54,27 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
     if asked is not WeightTransfer.reload and old:
         setting = f"rollout.weight_transfer={asked.value}"
         raise OnpolError(f"{setting} needs another vLLM: {old}. Use rollout.weight_transfer=reload.")
-    if asked is WeightTransfer.ipc and not one:
+    if asked is WeightTransfer.ipc and config.tensor_parallel > 1:
         raise OnpolError(
             f"rollout.weight_transfer=ipc reaches the learner's own GPU only, and rollout.tensor_parallel is "
             f"{config.tensor_parallel}. Use rollout.weight_transfer=nccl."
         )
+    servers = len(config.servers) or config.local_servers
+    if asked is WeightTransfer.ipc and servers > 1:
+        raise OnpolError(
+            f"rollout.weight_transfer=ipc is for one server on the learner's own GPU, and there are {servers}. "
+            "Use rollout.weight_transfer=nccl or reload."
+        )
     return asked
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
+    return [name for name in (os.environ.get("CUDA_VISIBLE_DEVICES") or _numbers()).split(",") if name]
+
+
+def _numbers() -> str:
+    return ",".join(map(str, range(torch.cuda.device_count())))
 
 
 def server_options(kind: WeightTransfer) -> list[str]:
@@ -75,12 +91,11 @@ def local_gpus(kind: WeightTransfer, number: int, workers: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of local server `number`, as `server_gpus` has it; empty on a machine without a GPU."""
     if not on_gpu():
         return []
-    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if several_processes():  # torchrun: process i of this machine computes on GPU i
         learners = range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     else:
         learners = range(torch.cuda.current_device(), torch.cuda.current_device() + 1)
-    return server_gpus(kind, number, workers, names.split(","), learners)
+    return server_gpus(kind, number, workers, visible_gpus(), learners)
 
 
 class ServersClient:
@@ -242,7 +257,9 @@ class Transfer:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self.urls = [endpoint.url for endpoint in endpoints]
-        address, port = address_towards(self.urls[0])
+        ways = [address_towards(url) for url in self.urls]
+        # All workers meet at one address: loopback is none for a server on another machine.
+        address, port = next((way for way in ways if not ip_address(way[0]).is_loopback), ways[0])
         info = trainer_info(self.kind, self.stream.largest, address, port, 1 + len(self.urls) * self.workers)
         client = ServersClient(endpoints, self.workers)
         source: Any = self.stream

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,7 @@ from onpol_cli.rollout.exchange import (
 from onpol_cli.rollout.vllm_env import (
     contained,
     defaults,
+    kept_group,
     log_path,
     log_tail,
     on_gpu,
@@ -317,13 +319,14 @@ class VllmEngine:
             self.wake()  # freeing memory that sleeps unmaps it a second time, which CUDA takes ill for good
         except RunFailed as error:
             LOGGER.warning("%s", error)
-        with quiet(self.log):
+        several = several_processes()  # the process group is the learner's
+        with quiet(self.log), kept_group() if several else nullcontext():
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
-            gc.collect()
+            gc.collect()  # ends what was not ended above
             from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
 
-            if several_processes():  # the process group is the learner's
+            if several:
                 destroy_model_parallel()
             else:
                 cleanup_dist_env_and_memory()

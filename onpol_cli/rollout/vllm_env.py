@@ -138,6 +138,22 @@ def route_logs(path: Path) -> None:
 
 
 @contextmanager
+def kept_group() -> Iterator[None]:
+    """While it lasts, no process group can be destroyed.
+
+    vLLM's engine destroys it when it ends, although it may be the learner's, with peers in a collective call.
+    """
+    from torch import distributed
+
+    destroy = distributed.destroy_process_group
+    distributed.destroy_process_group = lambda group=None: None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group = destroy
+
+
+@contextmanager
 def quiet(path: Path) -> Iterator[None]:
     """File descriptors 1 and 2 appended to `path`: gloo and the kernels print from C++, past Python's streams."""
     sys.stdout.flush()

@@ -76,12 +76,14 @@ class ServerEngine:
             start = merged_weights(model, merge=config.lora_sync is LoraSync.merged)
             self._by_the_first(lambda: write_model(self.folder, start, model.config, self.rows, tokenizer), start)
             self._connect(seed)
+            if self.transfer is not None and config.servers:  # they need not see a folder of this machine
+                self._send(self.transfer, real_rows(merged_weights(model), self.rows))
         except BaseException:
             self.close()
             raise
 
     def _transfer(self, kind: WeightTransfer, model: Any) -> Transfer:
-        """The sending side from GPU to GPU; connects with the first sync."""
+        """The sending side from GPU to GPU; connects with the first weights that it sends."""
         import torch
 
         shapes = wire_shapes(real_rows(merged_weights(model), self.rows), getattr(torch, self.config.dtype.value))
@@ -120,7 +122,10 @@ class ServerEngine:
             self.pool.endpoints = [Endpoint(url, self.config.timeout_s) for url in self.models]
 
     def _open(self, seed: int) -> dict[str, str]:
-        """Start local servers if none are given, and bring every server to version 0; model names by URL."""
+        """Start local servers if none are given; model names by URL.
+
+        All get version 0, apart from given servers that weights are sent to from GPU to GPU: theirs come that way.
+        """
         config = self.config
         if not config.servers:
             require_vllm("rollout=vllm_server", SERVERS_SINCE)
@@ -131,7 +136,8 @@ class ServerEngine:
         urls = config.servers or [server.url for server in self.started]
         self.pool.endpoints = [Endpoint(url, config.timeout_s) for url in urls]
         folder = str(self.folder) if config.servers else None
-        self.pool.each(lambda endpoint: endpoint.load(folder, self.label))
+        if folder is None or self.transfer is None:
+            self.pool.each(lambda endpoint: endpoint.load(folder, self.label))
         return {endpoint.url: endpoint.model_name() for endpoint in self.pool.alive()}
 
     @property
@@ -219,13 +225,13 @@ class ServerEngine:
         """
         stream = real_rows(CompleteWeights(weights, self.names), self.rows)
         if self.transfer is not None:
+            self.weight_version += 1
             self._send(self.transfer, stream)
         else:
             self._write(stream)
 
     def _send(self, transfer: Transfer, stream: Iterable[tuple[str, Tensor]]) -> None:
-        """From GPU to GPU, into all servers at once; those that are gone are left out."""
-        self.weight_version += 1
+        """From GPU to GPU, into all servers at once, as the current version; those that are gone are left out."""
         try:
             with ExitStack() as stack:
                 paused = []

@@ -193,6 +193,9 @@ def _weight_transfer(config: Config) -> list[Finding]:
     if rollout.lora_sync is LoraSync.adapter:
         message = f"rollout.weight_transfer={way.value} moves whole weights, rollout.lora_sync=adapter none"
         return [failure("weight transfer", message, remedy)]
+    if config.parallel.nproc * config.parallel.nnodes > 1:  # not started yet, so that `chosen` cannot see them
+        message = f"rollout.weight_transfer={way.value} moves weights of one learner process"
+        return [failure("weight transfer", message, remedy)]
     return [caught("weight transfer", lambda: ok("weight transfer", chosen(rollout).value))]
 
 

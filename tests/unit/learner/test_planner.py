@@ -197,8 +197,8 @@ def test_only_servers_that_share_a_gpu_with_the_learner_count(qwen):
     def servers(gpus, **settings):
         return round(served(qwen, gpus, **settings).rollout["local servers"] / SHARE)
 
-    assert servers(2) == 1, "ipc goes to the learner's own"
-    assert servers(2, rollout__weight_transfer=nccl) == servers(2, rollout__weight_transfer=reload) == 0
+    assert servers(1) == servers(2, rollout__weight_transfer=WeightTransfer.ipc) == 1, "ipc goes to the learner's own"
+    assert servers(2) == servers(2, rollout__weight_transfer=nccl) == servers(2, rollout__weight_transfer=reload) == 0
     assert servers(2, rollout__weight_transfer=reload, rollout__local_servers=2) == 1
     assert servers(8, parallel__nproc=8, rollout__local_servers=8) == 1
     assert servers(8, parallel__nproc=8, rollout__local_servers=9) == 2
@@ -213,8 +213,8 @@ def test_gpus_that_a_run_computes_on(qwen):
         return gpus_used(serving(qwen, **settings), gpus)
 
     nccl, reload = WeightTransfer.nccl, WeightTransfer.reload
-    assert used(8) == 1, "ipc: the sampler is on the learner's own"
-    assert used(8, rollout__weight_transfer=reload) == used(8, rollout__weight_transfer=nccl) == 2
+    assert used(8, rollout__weight_transfer=WeightTransfer.ipc) == 1, "the sampler is on the learner's own"
+    assert used(8) == used(8, rollout__weight_transfer=reload) == used(8, rollout__weight_transfer=nccl) == 2
     assert used(8, rollout__weight_transfer=nccl, rollout__local_servers=2, rollout__tensor_parallel=2) == 5
     assert used(8, rollout__weight_transfer=reload, method__scorer=ScorerKind.vllm_server) == 3
     assert used(2, rollout__weight_transfer=reload, rollout__local_servers=4) == 2, "in turn on what there is"

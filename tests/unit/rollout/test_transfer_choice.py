@@ -1,6 +1,8 @@
 """Which way weights go, on which GPUs servers run, and that a transfer that hangs ends the run."""
 
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,12 +34,39 @@ def test_without_a_gpu_weights_go_through_a_folder(kind, monkeypatch):
 def test_on_a_gpu_own_servers_share_its_memory(monkeypatch):
     monkeypatch.setattr(transfer, "on_gpu", lambda: True)
     assert chosen(RolloutConfig()) is IPC
+    assert chosen(RolloutConfig(local_servers=2)) is RELOAD, "each would release the same export of memory"
+    with pytest.raises(OnpolError, match=r"there are 2\. Use rollout\.weight_transfer=nccl or reload"):
+        chosen(RolloutConfig(weight_transfer=IPC, local_servers=2))
     assert chosen(RolloutConfig(servers=["http://far:1"])) is RELOAD, "started by others, for all one knows without it"
     assert chosen(RolloutConfig(lora_sync=LoraSync.adapter)) is RELOAD, "whole weights never move"
     assert chosen(RolloutConfig(tensor_parallel=2)) is RELOAD
     assert chosen(RolloutConfig(weight_transfer=NCCL, tensor_parallel=2)) is NCCL
     with pytest.raises(OnpolError, match=r"Use rollout\.weight_transfer=nccl"):
         chosen(RolloutConfig(weight_transfer=IPC, tensor_parallel=2))
+
+
+def test_a_server_takes_a_free_gpu_rather_than_the_learners(monkeypatch):
+    monkeypatch.setattr(transfer, "on_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    assert chosen(RolloutConfig()) is RELOAD
+    assert chosen(RolloutConfig(weight_transfer=IPC)) is IPC
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert chosen(RolloutConfig()) is IPC
+
+
+@pytest.mark.parametrize("urls", [["http://127.0.0.1:8000", "http://far:8000"], ["http://far:8000"]])
+def test_workers_of_all_machines_are_told_an_address_that_they_reach(urls, monkeypatch):
+    told = []
+    monkeypatch.setattr(transfer, "address_towards", lambda url: ("10.0.0.7" if "far" in url else "127.0.0.1", 1234))
+    monkeypatch.setattr(transfer, "trainer_info", lambda kind, largest, address, *rest: told.append(address))
+    factory = SimpleNamespace(trainer_init=lambda *arguments, **named: None)
+    weight_transfer = SimpleNamespace(WeightTransferTrainerFactory=factory)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.distributed", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer", weight_transfer)
+    stream = WeightStream([("a", (2, 3), torch.bfloat16)], torch.device("cpu"))
+    Transfer(NCCL, stream, 1, 1.0)._connect([SimpleNamespace(url=url) for url in urls])
+    assert told == ["10.0.0.7"]
 
 
 def test_a_vllm_before_the_trainers_side_of_transfer_goes_through_a_folder(monkeypatch):

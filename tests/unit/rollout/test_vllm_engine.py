@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from onpol_cli.core.config import RolloutConfig, SamplingConfig
 from onpol_cli.core.errors import OnpolError, RunFailed
@@ -75,9 +76,22 @@ def test_memory_that_others_took_ends_the_run_with_a_remedy_and_does_not_keep_it
 
 
 def test_the_process_group_of_several_learners_outlives_the_engine(calls, tmp_path, monkeypatch):
+    def shutdown():
+        """As vLLM's: it ends with `cleanup_dist_env_and_memory`."""
+        calls.append("shutdown")
+        torch.distributed.destroy_process_group()
+
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("group destroyed"))
+    llm = Recorder(calls)
+    llm.llm_engine.engine_core.shutdown = shutdown
+    engine_on(llm, tmp_path).close()
+    assert calls == ["shutdown", "group destroyed", "cleanup"], "of one process it is vLLM's own"
+    calls.clear()
     monkeypatch.setattr(vllm, "several_processes", lambda: True)
-    engine_on(Recorder(calls), tmp_path).close()
+    engine_on(llm, tmp_path).close()
     assert calls == ["shutdown", "model parallel"]
+    torch.distributed.destroy_process_group()
+    assert calls.pop() == "group destroyed", "only while the engine ends"
 
 
 def test_several_learners_have_an_engine_each_on_a_gpu_of_their_own(calls, tmp_path, monkeypatch):

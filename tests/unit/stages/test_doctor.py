@@ -75,6 +75,7 @@ def test_servers_of_an_old_vllm_are_refused_where_they_are_asked_for(
             ("rollout.weight_transfer=ipc", "rollout=vllm_server", "rollout.lora_sync=adapter", "model.lora.rank=4"),
             "moves whole weights",
         ),
+        (("rollout.weight_transfer=nccl", "rollout=vllm_server", "parallel.nproc=2"), "of one learner process"),
     ],
 )
 def test_weights_that_cannot_reach_the_sampler(config: Callable[..., Config], words: tuple[str, ...], message: str):

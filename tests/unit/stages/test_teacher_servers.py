@@ -16,13 +16,13 @@ from onpol_cli.stages.build import Checkpoint
 from onpol_cli.stages.train import make_models, make_teacher
 
 
-@pytest.mark.parametrize("samplers", [0, 2])
+@pytest.mark.parametrize(("samplers", "way"), [(0, "reload"), (2, "reload"), (1, "auto"), (1, "ipc"), (1, "nccl")])
 def test_every_tutor_has_a_server_a_gpu_and_a_log_of_its_own(
-    samplers: int, policy_folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samplers: int, way: str, policy_folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["method=multi_opd", f"method.tutors.one={teacher_folder}", f"method.tutors.two={policy_folder}"]
     words += ["rollout=vllm_server", f"rollout.local_servers={samplers}"] if samplers else []
-    words += ["method.scorer=vllm_server", "rollout.weight_transfer=reload", f"rollout.exchange={tmp_path}"]
+    words += ["method.scorer=vllm_server", f"rollout.weight_transfer={way}", f"rollout.exchange={tmp_path}"]
     config = compose(["experiment=none", f"model.path={policy_folder}", "model.device=cpu", *words])
     started: list[tuple[str, str]] = []
 
@@ -44,4 +44,5 @@ def test_every_tutor_has_a_server_a_gpu_and_a_log_of_its_own(
         )  # fmt: skip
     places = server_places(config.rollout, samplers, 2, 1, 6, alone=True)[samplers:]
     assert started == [(f"vllm-teacher-{number}", str(place)) for number, place in enumerate(places)]
-    assert places[0] != places[1]
+    taken = {0} | set(server_places(config.rollout, samplers, 0, 1, 6, alone=True))
+    assert len({*places} - taken) == 2, "there are GPUs that nobody else uses"
