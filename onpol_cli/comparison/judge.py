@@ -99,6 +99,8 @@ def _decide(statement: Statement, scores: Scores) -> Judged:
     if statement.kind is Kind.association:
         return _association(statement, scores)
     known = {label.lower(): label for label in scores.labels}
+    if scores.base is not None:
+        known.setdefault("base", scores.base)  # a real model is labelled by its own name
     missing = [label for label in (statement.left, statement.right) if label.lower() not in known]
     if missing:
         have = ", ".join(scores.labels)

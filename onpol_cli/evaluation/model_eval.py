@@ -1,7 +1,7 @@
 """Sampling answers of a model for a bench, and grading them as they come.
 
-Owns prompts in, rollouts, graded lines out; one pass per (bench, temperature). What is already in the
-run directory is neither sampled nor graded again. Engines arrive as callables.
+Owns prompts in, rollouts, graded lines out; one pass per (bench, temperature). Answers in the run directory stay as
+they are, and only problems that lack some are sampled. Engines arrive as callables.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onpol_cli.core.seeding import derive_seed
-from onpol_cli.core.types import Problem, Rollout
+from onpol_cli.core.types import Completion, Problem, Rollout
 from onpol_cli.evaluation.grading import Progress, Write, grade_answers
 from onpol_cli.evaluation.records import Key, Row
 from onpol_cli.rollout.engine import Prompt
@@ -51,29 +51,30 @@ def evaluate_bench(
     total = len(problems) * samples
     for start in range(0, len(problems), CHUNK):
         part = problems[start : start + CHUNK]
-        answers = _known(task.name, part, samples, temperature, done) or _sampled(
-            task.name, part, sample, temperature, samples, seed
-        )
+        kept = _kept(task.name, part, samples, temperature, done)
+        lacking = [item for item in part if any((item[0].problem_id, n) not in kept for n in range(samples))]
+        drawn = _sampled(task.name, lacking, sample, temperature, samples, seed) if lacking else []
+        # What is graded stays: a new engine need not draw the same answer again (in bfloat16 on a GPU it does not).
+        known = {(answer.problem.problem_id, answer.sample): answer for answer in drawn} | kept
+        answers = [known[problem.problem_id, number] for problem, _ in part for number in range(samples)]
         rows += grade_answers(task, answers, write, done=done)
         if on_progress is not None:
             on_progress(len(rows), total)
     return rows
 
 
-def _known(
+def _kept(
     bench: str, part: Sequence[tuple[Problem, Ids]], samples: int, temperature: float, done: Mapping[Key, Row]
-) -> list[Answer] | None:
-    """Answers of a part that is already graded in full, None if any is missing."""
-    from onpol_cli.core.types import Completion
-
-    answers = []
+) -> dict[tuple[str, int], Answer]:
+    """Answers of a part that are already graded, by problem and number."""
+    found = {}
     for problem, _ in part:
         for number in range(samples):
             row = done.get((bench, problem.problem_id, number, temperature))
-            if row is None:
-                return None
-            answers.append(Answer(problem, number, Completion(row["completion"]), {"temperature": temperature}))
-    return answers
+            if row is not None:
+                answer = Answer(problem, number, Completion(row["completion"]), {"temperature": temperature})
+                found[problem.problem_id, number] = answer
+    return found
 
 
 def _sampled(

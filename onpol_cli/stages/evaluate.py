@@ -238,13 +238,20 @@ def model_facts(checkpoint: build.Checkpoint, config: Config) -> dict[str, Any]:
             "path": checkpoint.origin,
             **checkpoint.hub_facts,
             "label": checkpoint.label,
-            "method": checkpoint.fact("method"),
+            "method": "base" if _is_base(checkpoint, config) else checkpoint.fact("method"),
             "method_choice": checkpoint.fact("method_choice"),
             "tutor_label": checkpoint.fact("tutor_label"),
             "seed": checkpoint.fact("seed", config.seed),
             "train_run_dir": str(checkpoint.run.path) if checkpoint.run else None,
         },
     }
+
+
+def _is_base(checkpoint: build.Checkpoint, config: Config) -> bool:
+    """Whether this is what training starts from: `model.path`, unless that is a run's."""
+    if checkpoint.run is not None:
+        return False
+    return checkpoint.origin == build.find_checkpoint(config.model.path, config, fetch=False).origin
 
 
 def settings(config: Config, request: EvalRequest) -> dict[str, Any]:

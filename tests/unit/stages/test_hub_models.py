@@ -97,7 +97,7 @@ def test_training_evaluation_and_distances_take_the_revision(home: Path, tmp_pat
     run, base_run = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("run", "base"))
     named = {"path": NAME, "revision": "old", "commit": COMMITS["old"]}
     assert run["start"] == named and named.items() <= base_run["evaluates"].items()
-    assert base_run["label"] == f"{NAME}@old"
+    assert base_run["label"] == f"{NAME}@old" and base_run["evaluates"]["method"] == "base"
     assert base_run["hashes"]["model"] == hashlib.sha256((old / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
