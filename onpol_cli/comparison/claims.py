@@ -31,7 +31,7 @@ class Kind(StrEnum):
     curve = "curve"
     """a training curve's shape: left more abrupt than right."""
     association = "association"
-    """forgetting rises with `metric` over all checkpoints (Spearman)."""
+    """forgetting rises with `metric` over the means of methods (Spearman)."""
 
 
 class Verdict(StrEnum):

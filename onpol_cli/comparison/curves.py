@@ -6,7 +6,7 @@ Owns the definitions behind the `curve` and `association` claims.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import atanh, ceil
+from math import atanh, ceil, sqrt, tanh
 from statistics import NormalDist
 from typing import Any
 
@@ -20,8 +20,11 @@ WINDOW = 5
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """(steps, values) of one metric, in step order, absent and non-finite values left out."""
-    pairs = [(row["step"], row[name]) for row in metrics if "step" in row and row.get(name) is not None]
+    """(steps, values) of one metric, in step order, absent and non-finite values left out.
+
+    Step -1, the samples of the start that rsft and dpo select from, is none of training.
+    """
+    pairs = [(row["step"], row[name]) for row in metrics if row.get("step", -1) >= 0 and row.get(name) is not None]
     table = np.asarray(sorted(pairs), dtype=np.float64).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
     return table[:, 0], table[:, 1]
@@ -94,20 +97,22 @@ def spearman(x: Array, y: Array) -> Array:
 
 
 def association(x: Array, y: Array, draws: int = 4000) -> tuple[float, float, float, float, int | None]:
-    """(rho, low, high, p, n that would resolve it): Spearman with a bootstrap over checkpoints.
+    """(rho, low, high, p, n that would resolve it): Spearman's rank correlation of a few points.
 
-    p: two-sided permutation. n: Fisher's z at 80% power with the variance 1.06 / (n - 3) of ranks
-    (Fieller, Hartley and Pearson 1957).
+    Interval: Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) (Bonett and Wright 2000, doi:10.1007/BF02294183);
+    resampled points would be tied. p: two-sided permutation. n: Fisher's z at 80% power with the variance
+    1.06 / (n - 3) of ranks (Fieller, Hartley and Pearson 1957).
     """
     rho = float(spearman(x, y))
     if np.isnan(rho):
         return rho, rho, rho, 1.0, None
     rng = np.random.default_rng(derive_seed(0, "association", len(x)))
-    picks = rng.integers(0, len(x), size=(draws, len(x)))
-    low, high = np.nanquantile(spearman(x[picks], y[picks]), [0.025, 0.975])
     shuffled = rng.permuted(np.broadcast_to(y, (draws, len(y))), axis=1)
     drawn = np.abs(spearman(np.broadcast_to(x, shuffled.shape), shuffled))
     p = float(1 + (drawn >= abs(rho) - 1e-12).sum()) / (1 + draws)
-    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
     bounded = min(abs(rho), 0.999)
-    return rho, float(low), float(high), p, ceil(3 + 1.06 * (z / atanh(bounded)) ** 2) if bounded > 0.01 else None
+    half = NormalDist().inv_cdf(0.975) * sqrt((1 + rho**2 / 2) / max(len(x) - 3, 1))
+    ends = tanh(atanh(bounded) - half), 1.0 if bounded < abs(rho) else tanh(atanh(bounded) + half)
+    low, high = ends if rho >= 0 else (-ends[1], -ends[0])
+    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
+    return rho, low, high, p, ceil(3 + 1.06 * (z / atanh(bounded)) ** 2) if bounded > 0.01 else None

@@ -205,7 +205,7 @@ def claim_frame(rows: Rows, roles: str = "") -> Frame:
     """Claims and statements with their verdicts; `roles` says which benches are meant."""
     body = []
     for r in rows:
-        unit = "checkpoints" if r["kind"] == "association" else "problems"
+        unit = "methods" if r["kind"] == "association" else "problems"
         wanted = to_resolve(r, unit) if r["verdict"] == "unresolved" else ""
         effect = ranged(r, sign=True, key="effect")
         notes = [r["note"]] + ([f"to resolve: {wanted}"] if wanted not in ("", "–") else [])

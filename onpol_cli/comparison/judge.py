@@ -19,12 +19,12 @@ from onpol_cli.comparison.curves import CURVE_FUNCTIONS, association, spearman
 from onpol_cli.comparison.estimate import ratios
 from onpol_cli.comparison.power import Need, needed, needed_seeds
 from onpol_cli.comparison.records import EvalRun
-from onpol_cli.comparison.scores import Scores
+from onpol_cli.comparison.scores import Column, Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm, paired_t
 from onpol_cli.core.errors import OnpolError
 
 ALPHA = 0.05
-LEAST_CHECKPOINTS = 5
+LEAST_METHODS = 5
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Judged:
     Attributes:
         effect, low, high: left minus right (the metric's unit), or rho; None where not computable.
         p: of the test behind the verdict; `p_holm` corrected across all statements.
-        n: problems (checkpoints for an association, 0 for curves); `seeds` on the larger side.
-        need: sizes that would resolve it (problems; checkpoints for an association).
+        n: problems (methods for an association, 0 for curves); `seeds` on the larger side.
+        need: sizes that would resolve it (problems; methods for an association).
         note: why, in one line.
         premise: the premise as judged, if there is one.
     """
@@ -121,6 +121,12 @@ def _paired(statement: Statement, scores: Scores) -> Judged:
     estimate = pair.estimate
     if isnan(estimate.value):
         return Judged(statement, Verdict.unresolved, note=f"{statement.metric}: nothing counted on one side")
+    if not column.metric.proportion and min(_answered(column, statement.left), _answered(column, statement.right)) < 2:
+        note = f"{statement.metric}: fewer than two problems with a passing answer on one side"
+        return Judged(statement, Verdict.unresolved, estimate.value, n=estimate.n, seeds=estimate.seeds, note=note)
+    if not column.metric.proportion and estimate.se == 0:
+        note = f"{statement.metric}: all passing answers of a side are alike, which gives no interval"
+        return Judged(statement, Verdict.unresolved, estimate.value, n=estimate.n, seeds=estimate.seeds, note=note)
     verdict, p, bound = decide(statement, pair)
     need = needed(estimate, bound) if verdict is Verdict.unresolved else Need()
     return Judged(
@@ -128,6 +134,11 @@ def _paired(statement: Statement, scores: Scores) -> Judged:
         need,
         "" if estimate.seeds > 1 else "one seed: about these checkpoints, not about the methods",
     )  # fmt: skip
+
+
+def _answered(column: Column, label: str) -> int:
+    """Problems with a value, of any seed."""
+    return int((column.rows(label)[1].sum(axis=0) > 0).sum())
 
 
 def decide(statement: Statement, pair: Paired) -> tuple[Verdict, float, float]:
@@ -164,9 +175,10 @@ def _curve(statement: Statement, scores: Scores) -> Judged:
     for label, (values, trained) in zip((statement.left, statement.right), sides, strict=True):
         if not trained:
             return Judged(statement, Verdict.unresolved, note=f"no training metrics of {label} at hand")
-        if not values:
+        if len(values) < trained:  # the other seeds alone would speak for those that contradict them
             word = "entropy does not fall" if statement.metric.startswith("entropy") else "reward does not rise"
-            return Judged(statement, Verdict.premise_not_met, note=f"{word} while {label} trains")
+            some = f" in {trained - len(values)} of {trained} seeds" if values else ""
+            return Judged(statement, Verdict.premise_not_met, note=f"{word} while {label} trains{some}")
     (left, _), (right, _) = sides
     shared = sorted(set(left) & set(right))
     effect = float(np.mean(list(left.values())) - np.mean(list(right.values())))
@@ -186,32 +198,32 @@ def _curve(statement: Statement, scores: Scores) -> Judged:
     )
 
 
-def _curve_values(metric: str, label: str, runs: Sequence[EvalRun]) -> tuple[dict[int, float], bool]:
-    """(value by seed, whether any run of `label` has training metrics)."""
+def _curve_values(metric: str, label: str, runs: Sequence[EvalRun]) -> tuple[dict[int, float], int]:
+    """(value by seed, number of seeds of `label` with training metrics)."""
     trained = [run for run in runs if run.label == label and run.train and run.train.metrics]
     values = {run.seed: CURVE_FUNCTIONS[metric](run.train.metrics) for run in trained if run.train}
-    return {seed: value for seed, value in values.items() if value is not None}, bool(trained)
+    return {seed: value for seed, value in values.items() if value is not None}, len(values)
 
 
 def _association(statement: Statement, scores: Scores) -> Judged:
+    """Over the means of labels: seeds of one method are no independent points, and many would prove anything."""
     points = association_points(scores, statement.metric.removeprefix("kl/"), statement.bench)
-    if len(points) < LEAST_CHECKPOINTS:
-        note = f"{len(points)} checkpoints have a KL and a forgetting score; {LEAST_CHECKPOINTS} are needed at least"
-        return Judged(statement, Verdict.unresolved, n=len(points), note=note)
-    x, y = np.array([p[1] for p in points]), np.array([p[2] for p in points])
+    labels = list(dict.fromkeys(run.label for run, _, _ in points))
+    if len(labels) < LEAST_METHODS:
+        note = f"{len(labels)} methods have a KL and a forgetting score; {LEAST_METHODS} are needed at least"
+        return Judged(statement, Verdict.unresolved, n=len(labels), note=note)
+    x, y = (np.array([np.mean([p[k] for p in points if p[0].label == label]) for label in labels]) for k in (1, 2))
     rho, low, high, p, need = association(x, y)
     if isnan(rho):
-        return Judged(statement, Verdict.unresolved, n=len(points), note="KL or forgetting is the same everywhere")
+        return Judged(statement, Verdict.unresolved, n=len(labels), note="KL or forgetting is the same everywhere")
     verdict = Verdict.unresolved
     if p < ALPHA and (low > 0 or high < 0):
         verdict = Verdict.supported if rho > 0 else Verdict.contradicted
-    labels = list(dict.fromkeys(run.label for run, _, _ in points))
-    means = [[np.mean([p[k] for p in points if p[0].label == label]) for label in labels] for k in (1, 2)]
-    apart = f"{float(spearman(np.array(means[0]), np.array(means[1]))):+.2f}"
-    # Seeds of one method are no independent points; what is left without them stands beside.
-    note = f"Spearman's rho over checkpoints; over the means of the {len(labels)} methods: {apart}"
+    single = float(spearman(np.array([p[1] for p in points]), np.array([p[2] for p in points])))
+    seeds = max(sum(run.label == label for run, _, _ in points) for label in labels)
+    note = f"Spearman's rho over the means of methods; over all {len(points)} checkpoints: {single:+.2f}"
     missing = Need(need if verdict is Verdict.unresolved else None)
-    return Judged(statement, verdict, rho, low, high, p, None, len(points), 0, missing, note)
+    return Judged(statement, verdict, rho, low, high, p, None, len(labels), seeds, missing, note)
 
 
 def association_points(scores: Scores, direction: str, bench: str) -> list[tuple[EvalRun, float, float]]:

@@ -83,7 +83,7 @@ def _cost(train: TrainRun, label: str, seed: int, tutor: str | None, course: Cou
     seconds["wall"] = float(train.manifest.get("wall_s") or 0) or sum(seconds.values())
     count = _gpus(train.manifest)
     return Cost(
-        label, seed, train.name, sum("step" in row for row in metrics),
+        label, seed, train.name, sum(row.get("step", -1) >= 0 for row in metrics),
         {kind: total(metrics, f"tokens/{kind}") for kind in TOKENS}, seconds,
         max(peaks) if peaks else None, seconds["wall"] * count if count else None, tutor, course,
     )  # fmt: skip
@@ -112,7 +112,7 @@ def course(metrics: Sequence[Mapping[str, Any]], name: str) -> dict[str, Array]:
         for kind in TOKENS:
             spent[kind] += float(row.get(f"tokens/{kind}") or 0)
         value = row.get(name)
-        if value is not None:
+        if value is not None and row.get("step", 0) >= 0:  # what was selected from is a cost, not a score
             columns["score"].append(float(value))
             columns["step"].append(float(row.get("step", len(columns["step"]))))
             for cost, amount in spent.items():

@@ -102,7 +102,7 @@ def _mean_curve(runs: Sequence[EvalRun], name: str) -> tuple[Any, Any, Any, Any]
 def training(scores: Scores) -> Figure | None:
     """The paper's figure: RL against OPD while they train. Shaded: range over seeds."""
     panels = (
-        ("reward/mean", "reward"), ("entropy", "entropy, nats"), ("kl/teacher", "KL to teacher, nats"),
+        ("reward/mean", "reward"), ("entropy", "entropy, nats"), ("kl/teacher", "divergence from teacher, nats"),
         ("length/mean", "answer length, tokens"),
     )  # fmt: skip
     on_policy = [label for label in scores.labels if _has(scores, label, "reward/mean")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,7 +97,13 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[EvalRun], list[TrainRun]]:
             raise OnpolError(
                 f"{path} is not a run directory (no manifest.json). Name runs as `onpol runs list` shows them."
             )
-        if (path / "samples.jsonl").is_file() and "evaluates" in read_manifest(path):
+        manifest = read_manifest(path)
+        if "answers" in manifest and "evaluates" not in manifest:
+            raise OnpolError(
+                f"{path} holds graded answers of a file (eval --answers), which compare with no other run: whose they "
+                "are, and how they were sampled, is not known. Leave it out."
+            )
+        if (path / "samples.jsonl").is_file() and "evaluates" in manifest:
             evals.append(read_eval(path))
         else:
             trains.append(read_train(path))
@@ -153,8 +159,16 @@ def _train_behind(path: Path, about: Mapping[str, Any]) -> TrainRun | None:
     places += [path.parent / str(name)] if name else []
     for place in places:
         if place.is_dir() and place != path and read_manifest(place):
-            return read_train(place)
+            return _until(read_train(place), about.get("step"))
     return None
+
+
+def _until(run: TrainRun, step: int | None) -> TrainRun:
+    """What lies behind weights of an earlier `step` than the run's last; the time is then that of its phases."""
+    if step is None:
+        return run
+    metrics = [row for row in run.metrics if row.get("step", -1) < step]
+    return replace(run, manifest={**run.manifest, "wall_s": None}, metrics=metrics)
 
 
 def _answer(path: Path, number: int, row: Mapping[str, Any]) -> Answer:

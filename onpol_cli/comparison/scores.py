@@ -206,7 +206,9 @@ def _build(scores: Scores, bench: str, temperature: float, metric: Metric) -> Co
     chosen = [
         (run, [a for a in run.answers if a.bench == bench and a.temperature == temperature]) for run in scores.runs
     ]
-    names = tuple(dict.fromkeys(answer.problem_id for _, answers in chosen for answer in answers))
+    answered = dict.fromkeys(answer.problem_id for _, answers in chosen for answer in answers)
+    asked = [[name for of, name in run.problems if of == bench] for run, answers in chosen if answers]
+    names = tuple(answered | dict.fromkeys(name for listed in asked for name in listed))
     place = {name: i for i, name in enumerate(names)}
     order = [item for item in chosen if item[1]]
     num, den = np.zeros((len(order), len(names))), np.zeros((len(order), len(names)))
@@ -218,6 +220,10 @@ def _build(scores: Scores, bench: str, temperature: float, metric: Metric) -> Co
                 den[row, place[answer.problem_id]] += 1
     if not den.any():
         return None
+    if metric.proportion:  # a problem without an answer, its prompt too long say, is not solved
+        for row, (_, answers) in enumerate(order):
+            unanswered = set(asked[row]) - {answer.problem_id for answer in answers}
+            den[row, [place[name] for name in unanswered]] = 1
     samples = max(answer.sample for _, answers in order for answer in answers) + 1
     if metric.proportion:
         num, den = np.divide(num, den, out=np.zeros_like(num), where=den > 0), (den > 0).astype(float)

@@ -174,11 +174,16 @@ def _owner_label(folder: Path) -> str:
     owner = _owner(folder)
     if owner is None:
         return folder.name
-    label, step = str(owner.manifest.get("label", folder.name)), _step(folder.resolve())
+    label, step = str(owner.manifest.get("label", folder.name)), steps_behind(folder, owner)
     if folder.resolve().name == "best":
-        step = (owner.manifest.get("best") or {}).get("step", "?")
-        return f"{label} best (step {step})"
+        return f"{label} best (step {'?' if step is None else step})"
     return label if step is None else f"{label} step {step}"
+
+
+def steps_behind(folder: Path, owner: RunInfo) -> int | None:
+    """Steps behind the weights of a state or of `best`; None for a run's last ones."""
+    folder = folder.resolve()
+    return (owner.manifest.get("best") or {}).get("step") if folder.name == "best" else _step(folder)
 
 
 def tutors_found(config: Config) -> list[str]:
@@ -189,6 +194,8 @@ def tutors_found(config: Config) -> list[str]:
 
 def require_tutor(config: Config) -> str:
     """`config.tutor`, or an error that lists what could be given."""
+    if config.method.name == "multi_opd":
+        raise OnpolError("method=multi_opd has a tutor for each domain: method.tutors.DOMAIN=RUN, for each.")
     if config.tutor:
         return config.tutor
     found = tutors_found(config)
@@ -249,12 +256,11 @@ def encoded(task: Task, chat: Chat, problems: Sequence[Problem], config: Config)
         LOGGER.warning(
             "%d of %d prompts exceed %d tokens and are left out (model.max_context=%d less "
             "rollout.sampling.max_new_tokens=%d)",
-            len(pairs) - len(fitting),
-            len(pairs),
-            limit,
-            config.model.max_context,
+            len(pairs) - len(fitting), len(pairs), limit, config.model.max_context,
             config.rollout.sampling.max_new_tokens,
-        )
+        )  # fmt: skip
+    if not pairs:
+        raise OnpolError(f"{task.name}: no problems to work on. Raise task.validation_problems, or validate nothing.")
     if not fitting:
         raise OnpolError(f"No prompt fits model.max_context={config.model.max_context}. Raise it.")
     return fitting

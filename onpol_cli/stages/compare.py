@@ -76,7 +76,8 @@ def chosen(request: CompareRequest) -> list[Path]:
     root = request.runs_dir or Path(compose().paths.runs)
     if request.names:
         return [find_run(name, root).path for name in request.names]
-    found = [info.path for info in list_runs(root) if info.status == "done" and (info.path / SAMPLES).is_file()]
+    done = [info for info in list_runs(root) if info.status == "done" and (info.path / SAMPLES).is_file()]
+    found = [info.path for info in done if "answers" not in info.manifest]  # of models, not of a file
     if not found:
         raise OnpolError(
             f"No finished evaluation in {root}. Make some: onpol reproduce tiny --quick, or onpol eval --bench NAME."

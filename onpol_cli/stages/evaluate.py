@@ -242,6 +242,7 @@ def model_facts(checkpoint: build.Checkpoint, config: Config) -> dict[str, Any]:
             "method_choice": checkpoint.fact("method_choice"),
             "tutor_label": checkpoint.fact("tutor_label"),
             "seed": checkpoint.fact("seed", config.seed),
+            "step": build.steps_behind(Path(checkpoint.path), checkpoint.run) if checkpoint.run else None,
             "train_run_dir": str(checkpoint.run.path) if checkpoint.run else None,
         },
     }

@@ -9,6 +9,7 @@ finished parts are kept and interrupted ones go on; `stages.finished` says which
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,17 @@ class ReproduceRequest:
         """Start of every run name."""
         return self.experiment + ("-quick" if self.quick else "")
 
+    @property
+    def choice(self) -> list[str]:
+        """--only, --from and --until as they were given."""
+        given = {"--only": self.only, "--from": self.start, "--until": self.until}
+        return [word for name, rows in given.items() if rows for word in (name, rows)]
+
+    @property
+    def part(self) -> str:
+        """What tells a comparison of chosen rows from that of all, in the name of its folder."""
+        return "".join(f"-{re.sub('[^A-Za-z0-9_]+', '-', word.lstrip('-'))}" for word in self.choice)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -99,7 +111,7 @@ def run_reproduction(request: ReproduceRequest) -> None:
     from onpol_cli.stages.compare import CompareRequest, run_comparison
 
     root = Path(config.paths.runs)
-    out = root.parent / f"compare-{request.stem}-seeds{'-'.join(map(str, config.matrix.seeds))}"
+    out = root.parent / f"compare-{request.stem}{request.part}-seeds{'-'.join(map(str, config.matrix.seeds))}"
     seconds = time.perf_counter() - start
     say(f"All rows done in {seconds:.0f} s. Comparing.")
     comparison = CompareRequest(
@@ -111,10 +123,8 @@ def run_reproduction(request: ReproduceRequest) -> None:
 
 def _note(request: ReproduceRequest, seconds: float) -> str:
     quick = "QUICK RUN (fewer steps and problems; not the experiment). " if request.quick else ""
-    words = " ".join(
-        ["onpol reproduce", request.experiment, *request.overrides, *(["--quick"] if request.quick else [])]
-    )
-    return f"{quick}{words}, {seconds:.0f} s."
+    options = [*(["--quick"] if request.quick else []), *request.choice]
+    return f"{quick}{' '.join(['onpol reproduce', request.experiment, *request.overrides, *options])}, {seconds:.0f} s."
 
 
 def workers(config: Config) -> int:

@@ -176,7 +176,7 @@ def _claims(rows: Rows, roles: str) -> str:
 
 
 def _statement(row: dict[str, Any]) -> str:
-    unit = "checkpoints" if row["kind"] == "association" else "problems"
+    unit = "methods" if row["kind"] == "association" else "problems"
     wanted = to_resolve(row, unit)
     notes = [f"premise supported: {row['premise']}"] if row["premise_verdict"] == "supported" else []
     notes += [row["note"], f"to resolve: {wanted}" if row["verdict"] == "unresolved" and wanted != "–" else ""]

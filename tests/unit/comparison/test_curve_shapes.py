@@ -1,9 +1,12 @@
 """Steps to half of the entropy fall, largest share of the reward rise, association."""
 
+import math
+
 import numpy as np
 import pytest
 
-from onpol_cli.comparison.curves import association, half_fall_step, largest_rise_share
+from onpol_cli.comparison.curves import association, half_fall_step, largest_rise_share, series
+from onpol_cli.comparison.ledger import course
 
 
 def rows(name: str, values: list[float]) -> list[dict[str, float]]:
@@ -48,3 +51,21 @@ def test_association_of_a_clear_order() -> None:
     assert need is not None and need <= 10
     flat = association(x, np.ones(10))
     assert np.isnan(flat[0])
+
+
+def test_the_samples_that_a_data_set_was_selected_from_are_no_step() -> None:
+    rows = [{"step": -1, "reward/mean": 0.4}, *({"step": step, "reward/mean": step / 10} for step in range(3))]
+    steps, values = series(rows, "reward/mean")
+    assert steps.tolist() == [0, 1, 2] and values.tolist() == [0.0, 0.1, 0.2]
+    assert len(series(rows[:1], "reward/mean")[0]) == 0
+    spent = course([{**row, "tokens/generated": 10} for row in rows], "reward/mean")
+    assert spent["step"].tolist() == [0, 1, 2] and spent["generated"].tolist() == [20, 30, 40], "its tokens are a cost"
+
+
+def test_the_interval_of_a_rank_correlation_is_bonett_and_wrights() -> None:
+    x = np.arange(7.0)
+    rho, low, high, p, _ = association(x, np.array([0.0, 2, 1, 3, 5, 4, 6]))
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 4)
+    assert (low, high) == pytest.approx((math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)))
+    turned = association(x, -np.array([0.0, 2, 1, 3, 5, 4, 6]))
+    assert turned[:3] == pytest.approx((-rho, -high, -low)) and turned[3] == pytest.approx(p, abs=0.01)

@@ -1,7 +1,9 @@
 """Verdicts on run directories with known effects, and on hand-made arrays."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -78,7 +80,8 @@ def test_paper_claims_on_known_runs(tmp_path: Path) -> None:
     forgetting = judged["less-forgetting"].statements
     assert [one.verdict for one in forgetting[:2]] == [Verdict.supported, Verdict.supported]
     assert judged["faster-than-rl"].verdict is Verdict.supported
-    assert judged["razor"].statements[0].n == 12
+    razor = judged["razor"].statements[0]
+    assert razor.n == 4 and razor.verdict is Verdict.unresolved, "three seeds of four methods are four points"
     for one in judged.values():
         for part in one.statements:
             assert part.p is None or (part.p_holm is not None and part.p_holm >= part.p)
@@ -115,3 +118,51 @@ def test_absent_labels_and_benches_are_unresolved_with_a_reason(tmp_path: Path) 
     assert "No bench 'quixbugs'" in nowhere.note
     few = judge_statement(Statement(Kind.association, "kl/base_model", "edit"), scores)
     assert "are needed" in few.note
+
+
+def test_a_real_model_is_the_base_of_claims_by_its_method(tmp_path: Path) -> None:
+    paths = write_all(tmp_path, seeds=(0, 1, 2), problems=80)
+    for path in paths:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["label"] == "base":
+            manifest["label"] = manifest["evaluates"]["label"] = "Qwen/Qwen3-4B"
+            (path / "manifest.json").write_text(json.dumps(manifest))
+    scores = Scores(read_runs(paths)[0])
+    judged = {one.claim.id: one for one in judge(load_claims(PAPER), scores)}
+    assert scores.base == "Qwen/Qwen3-4B"
+    assert [one.verdict for one in judged["less-forgetting"].statements[:2]] == [Verdict.supported, Verdict.supported]
+
+
+def averages(left: list[float | None], right: list[float | None]) -> Column:
+    """Excess distances of passing answers; None: not passed."""
+    num = np.array([[value or 0.0 for value in side] for side in (left, right)])
+    den = np.array([[float(value is not None) for value in side] for side in (left, right)])
+    names = tuple(map(str, range(len(left))))
+    return Column(METRICS["excess_levenshtein"], "edit", 1.0, names, (("A", 0), ("B", 0)), num, den, 1)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "note"),
+    [
+        ([0.30, None, None], [None, 0.31, None], "fewer than two problems"),
+        ([0.30, None, None], [0.31, 0.2, 0.1], "fewer than two problems"),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], "gives no interval"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Kind.equivalence, Kind.non_inferiority])
+def test_averages_without_spread_prove_nothing(kind: Kind, left: list, right: list, note: str) -> None:
+    scores = MagicMock(labels=["A", "B"], base=None, headline=1.0)
+    scores.bench.return_value, scores.column.return_value = "edit", averages(left, right)
+    found = judge_statement(Statement(kind, "excess_levenshtein", "edit", "A", "B", 0.02), scores)
+    assert found.verdict is Verdict.unresolved and note in found.note
+
+
+def test_seeds_that_do_not_rise_are_not_left_out_of_the_judgement(tmp_path: Path) -> None:
+    paths = write_all(tmp_path, seeds=(0, 1, 2), problems=8)
+    statement = Statement(Kind.curve, "reward-jump", "edit", "OPD from RL", "RL")
+    assert judge_statement(statement, Scores(read_runs(paths)[0])).verdict is Verdict.supported
+    metrics = next(tmp_path.glob("train-opd-from-rl-s1")) / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(row | {"reward/mean": -row["reward/mean"]}) + "\n" for row in rows))
+    found = judge_statement(statement, Scores(read_runs(paths)[0]))
+    assert found.verdict is Verdict.premise_not_met and "in 1 of 3 seeds" in found.note

@@ -15,6 +15,7 @@ from onpol_cli.comparison.records import read_runs, read_train
 from onpol_cli.comparison.scores import Scores
 from onpol_cli.comparison.significance import compare_pair
 from onpol_cli.core.errors import OnpolError
+from onpol_cli.stages.compare import CompareRequest, chosen
 
 
 def change_manifest(path: Path, key: str, value: object) -> None:
@@ -194,3 +195,36 @@ def test_forgetting_names_problems(tmp_path: Path) -> None:
     assert found.won == ("tiny-codegen/4",)
     assert found.change.estimate.value == pytest.approx(-0.2)
     assert found.change.test == "exact McNemar"
+
+
+def test_problems_without_an_answer_count_as_not_solved(tmp_path: Path) -> None:
+    path = write_eval(tmp_path, "SFT", 0, problems=10)
+    rows = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["problem_id"] not in ("tiny-edit-ood/0", "tiny-edit-ood/1")]
+    (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    column = Scores(read_runs([path])[0]).column("tiny-edit-ood", 1.0, "pass@1")
+    assert column is not None and column.counted("SFT") == 10
+    passed = sum(row["outcome"] == "passed" for row in kept if row["bench"] == "tiny-edit-ood")
+    assert column.num.sum() == passed and column.den.sum() == 10
+    excess = Scores(read_runs([path])[0]).column("tiny-edit-ood", 1.0, "excess_levenshtein")
+    assert excess is not None and excess.den.sum() == passed
+
+
+def test_an_earlier_checkpoint_costs_what_was_spent_until_then(tmp_path: Path) -> None:
+    path = write_eval(tmp_path, "RL", 0, problems=8, steps=30)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["evaluates"]["step"] = 10
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (cost,) = costs(Scores(read_runs([path])[0]))
+    assert cost.steps == 10 and cost.tokens["generated"] == 10 * 12000
+    assert cost.seconds["wall"] == pytest.approx(10 * (1.5 + 0.3 + 0.8 + 0.05))
+
+
+def test_graded_answers_of_a_file_are_no_training_run(tmp_path: Path) -> None:
+    own, file = write_eval(tmp_path, "RL", 0, problems=8), write_eval(tmp_path, "SFT", 0, problems=8)
+    manifest = json.loads((file / "manifest.json").read_text())
+    del manifest["evaluates"]
+    (file / "manifest.json").write_text(json.dumps({**manifest, "answers": "answers.jsonl"}))
+    with pytest.raises(OnpolError, match=r"graded answers of a file .* Leave it out"):
+        read_runs([own, file])
+    assert chosen(CompareRequest(runs_dir=tmp_path)) == [own]
