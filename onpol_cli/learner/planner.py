@@ -74,7 +74,7 @@ def activation_bytes(shape: Shape, tokens: int, width: int, checkpointing: bool)
 
 def head_bytes(shape: Shape, chunk: int, tokens: int, method: MethodConfig) -> int:
     """Logits that exist at a time (two float32 chunks, five for a divergence), hidden states with gradient."""
-    copies = 2 if method.signal is OpdSignal.sampled or method.name not in ("opd", "gkd", "opsd") else 5
+    copies = 2 if method.signal is OpdSignal.sampled or method.name not in ("opd", "gkd", "rl_opd") else 5
     return copies * 4 * chunk * shape.vocab + 2 * 4 * tokens * shape.hidden
 
 

@@ -47,6 +47,8 @@ def check_method(config: MethodConfig) -> None:
         )
     if config.adv_coef != 0 and config.group < 2:
         raise OnpolError("method.group=1 makes every advantage 0. Use at least 2 rollouts per prompt.")
+    if config.tutors and config.name != "multi_opd":
+        raise OnpolError(f"method.tutors are for method=multi_opd; method={config.name} has one: tutor=RUN.")
     _check_signal(config)
     _check_reference(config)
 

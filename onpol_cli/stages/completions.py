@@ -54,9 +54,11 @@ def make_source(run: RunDir, bench: Workbench, method: Method, stack: ExitStack)
     if dataset and not policy:
         return dataset, steps_of(bench.config, len(dataset.items))
     assert policy is not None and bench.engine is not None
-    source: CompletionSource = MixtureSource(dataset, policy, settings.lam, seed) if dataset else policy
+    ahead_of = bench.config.rollout.max_off_policy_steps
+    rest = (lambda: None) if ahead_of else bench.rest  # the sampler that works ahead stays awake
+    source: CompletionSource = MixtureSource(dataset, policy, settings.lam, seed, rest) if dataset else policy
     steps = steps_of(bench.config, len(bench.problems))
-    if bench.config.rollout.max_off_policy_steps:
+    if ahead_of:
         engine = bench.engine
         problems = [problem for problem, _ in bench.problems]
         ahead = AheadSource(source, lambda: engine.weight_version, steps, bench.config.rollout.timeout_s, problems)

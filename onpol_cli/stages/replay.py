@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from onpol_cli.core.compose import compose
 from onpol_cli.core.config import Config
 from onpol_cli.core.console import say, show, show_json
-from onpol_cli.core.errors import OnpolError
+from onpol_cli.core.errors import OnpolError, RunFailed
 from onpol_cli.runs.lookup import RunInfo, find_run
 from onpol_cli.stages import build
 from onpol_cli.stages.gradients import gradient
@@ -74,7 +74,10 @@ def replay(info: RunInfo, config: Config) -> list[dict[str, Any]]:
 
 def measure(method: Method, learner: Learner, groups: Sequence[Group]) -> dict[str, Any]:
     """Loss components, gradient norm and signal statistics of one step's rollouts."""
-    chosen = method.select(groups) if method.prepares else list(groups)
+    try:
+        chosen = method.select(groups) if method.prepares else list(groups)
+    except RunFailed:  # training would have selected from more than one step
+        chosen = []
     if not chosen:
         return {"rollouts": 0}
     metrics, vector = gradient(learner, method.examples(chosen))
@@ -101,7 +104,8 @@ def prepare(config: Config) -> tuple[Method, Learner, Mapping[str, Any]]:
     task = build_task(replace(config.task), Sandbox(config.sandbox))
     problems = {problem.problem_id: problem for problem in task.problems("train")}
     frozen = reference.logprobs if reference is not None else None
-    context = Context(task, chat.prompt_ids, teachers, frozen, learner.engine)
+    teacher_engine = learner.engine.at(config.method.teacher_temperature)
+    context = Context(task, chat.prompt_ids, teachers, frozen, teacher_engine)
     return build_method(config.method, context), learner, problems
 
 

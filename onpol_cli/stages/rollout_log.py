@@ -42,6 +42,7 @@ def rows_of(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
             "text": sample.rollout.text,
             "reward": sample.grade.reward if sample.grade else None,
             "outcome": sample.grade.outcome.value if sample.grade else None,
+            "excess_levenshtein": sample.grade.excess_levenshtein if sample.grade else None,
         }
         for number, group in enumerate(groups)
         for sample in group
@@ -108,7 +109,10 @@ def _sample(row: Mapping[str, Any], problems: Mapping[str, Problem]) -> Any:
         row["text"],
         row["weight_version"],
     )
-    grade = None if row["outcome"] is None else Grade(Outcome(row["outcome"]), float(row["reward"]))
+    grade = None
+    if row["outcome"] is not None:
+        distance = row.get("excess_levenshtein")
+        grade = Grade(Outcome(row["outcome"]), float(row["reward"]), excess_levenshtein=distance)
     return Sample(problems.get(name, Problem(name, "", None)), prompt, completion, rollout, grade)
 
 

@@ -191,10 +191,11 @@ def finish(run: RunDir, learner: Learner, steps: int) -> None:
 
     if learner.world.rank > 0:  # gathering the shards needs every process; only the first writes
         learner.save_pretrained(run.checkpoint, torch.bfloat16)
-        return
-    write_folder(run.checkpoint, lambda folder: learner.save_pretrained(folder, torch.bfloat16))
-    hashes = {**run.manifest().get("hashes", {}), "model": build.model_hash(str(run.checkpoint))}
-    run.update_manifest(finished_steps=steps, hashes=hashes)
+    else:
+        write_folder(run.checkpoint, lambda folder: learner.save_pretrained(folder, torch.bfloat16))
+        hashes = {**run.manifest().get("hashes", {}), "model": build.model_hash(str(run.checkpoint))}
+        run.update_manifest(finished_steps=steps, hashes=hashes)
+    learner.world.gather(None)  # nobody leaves earlier: after a signal, a peer that is gone ends the one that writes
 
 
 def assemble(

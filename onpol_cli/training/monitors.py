@@ -130,7 +130,7 @@ class Monitors:
         return "length_factor", f"mean length {length:.0f} tokens{of_limit}, {length / first:.1f} x the first step's"
 
     def _truncated(self, metrics: Mapping[str, float]) -> Found:
-        share = metrics.get("outcome/truncated", 0.0)
+        share = metrics.get("length/limit_share", metrics.get("outcome/truncated", 0.0))  # the latter: older runs
         if share > self.config.truncated_share:
             return "truncated_share", f"{share:.0%} of rollouts hit the token limit"
         return None

@@ -81,17 +81,27 @@ class PolicySource:
 
 
 class MixtureSource:
-    """With probability `lam` a step is the policy's, else the data set's (drawn from the step's own seed)."""
+    """With probability `lam` a step is the policy's, else the data set's (drawn from the step's own seed).
 
-    def __init__(self, dataset: DatasetSource, policy: PolicySource, lam: float, seed: int) -> None:
+    Args:
+        rest: called before a step of the data set, in which nobody samples.
+    """
+
+    def __init__(
+        self, dataset: DatasetSource, policy: PolicySource, lam: float, seed: int,
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
         self.dataset = dataset
         self.policy = policy
         self.lam = lam
         self.seed = seed
+        self.rest = rest
 
     def groups(self, step: int) -> tuple[list[Group], Metrics]:
         """Groups of one of the two sources."""
         on_policy = derive_rng(self.seed, "mixture", step).random() < self.lam
+        if not on_policy:
+            self.rest()
         groups, metrics = (self.policy if on_policy else self.dataset).groups(step)
         return groups, {**metrics, "mixture/on_policy": float(on_policy)}
 
@@ -145,6 +155,7 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         "reward/pass_below_fail": len(below) / len(grades),
         "length/mean": fmean(lengths),
         "length/max": float(max(lengths)),
+        "length/limit_share": fmean(float(s.rollout is not None and s.rollout.truncated) for s in samples),
         "tokens/generated": float(sum(lengths)),
         "grade/wall_timeouts": float(sum(grade.wall_timeout for grade in grades)),
         **{f"outcome/{outcome.value}": shares[outcome] / len(grades) for outcome in Outcome},

@@ -192,6 +192,7 @@ def test_exact_signals_carry_the_sampler_and_the_reference(name, adv_coef):
         ({"name": "opd", "reference_kl": -0.1}, "0 or more"),
         ({"name": "opd", "steps": 0, "epochs": 1.0}, r"method\.name=opd samples its completions\. Set method\.steps"),
         ({"name": "gkd", "signal": OpdSignal.jsd, "steps": 0, "epochs": 1.0}, r"Set method\.steps"),
+        ({"name": "opd", "tutors": {"a": "run"}}, r"method\.tutors are for method=multi_opd; method=opd has one"),
     ],
 )
 def test_settings_that_could_not_apply_are_refused(settings, message):

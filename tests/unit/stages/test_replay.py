@@ -170,3 +170,40 @@ def test_json_names_run_method_and_steps(
     run_replay("rl-run", words(policy_folder, tmp_path), dry_run=False, as_json=True)
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (shown["run"], shown["method"]) == ("rl-run", "rl") and [row["step"] for row in shown["steps"]] == [0]
+
+
+def passing(distances: list[float]) -> list[Sample]:
+    """Passing samples of one prompt with unlike completions, at these distances."""
+    samples = []
+    for number, distance in enumerate(distances):
+        completion = (*COMPLETION, 90 + number)
+        rollout = Rollout("p", number, PROMPT, completion, (-1.0,) * 5, Finish.STOP, f"text {number}", 3)
+        grade = Grade(Outcome.PASSED, 0.1, excess_levenshtein=distance)
+        samples.append(Sample(Problem("p", "", None), PROMPT, completion, rollout, grade))
+    return samples
+
+
+@pytest.mark.parametrize("method", ["dpo", "rsft"])
+def test_what_is_selected_from_saved_rollouts_goes_by_their_distance(
+    method: str, tmp_path: Path, policy_folder: Path
+) -> None:
+    info = make_run(tmp_path, policy_folder, [passing([0.4, 0.0, 0.2])])
+    config = compose(words(policy_folder, tmp_path, f"method={method}"))
+    chosen = prepare(config)[0].select(read_steps(info.path, {})[0])
+    assert chosen[0][0].rollout is not None and chosen[0][0].rollout.text == "text 1", "the smallest edit first"
+    (row,) = replay(info, config)
+    assert row["rollouts"] >= 1 and row["grad_norm"] > 0
+
+
+def test_a_step_with_nothing_to_select_is_said_to_be_empty(
+    tmp_path: Path, policy_folder: Path, exact_logprobs: list[float]
+) -> None:
+    info = make_run(tmp_path, policy_folder, [group([-0.2, -0.2], exact_logprobs)])
+    (row,) = replay(info, compose(words(policy_folder, tmp_path, "method=dpo")))
+    assert row["rollouts"] == 0
+
+
+def test_the_teacher_of_a_replay_has_its_own_temperature(tmp_path: Path, policy_folder: Path) -> None:
+    more = ("method=opsd", "rollout.sampling.temperature=0.7", "method.teacher_temperature=1.3")
+    method, learner, _ = prepare(compose(words(policy_folder, tmp_path, *more)))
+    assert learner.engine.temperature == 0.7 and method.context.policy.temperature == 1.3

@@ -9,7 +9,7 @@ from onpol_cli.core.config import GuardAction, MonitorConfig
 from onpol_cli.core.errors import RunFailed
 from onpol_cli.training.monitors import Monitors
 
-QUIET = {"loss/total": 1.0, "length/mean": 40.0, "outcome/truncated": 0.0, "entropy": 0.5}
+QUIET = {"loss/total": 1.0, "length/mean": 40.0, "length/limit_share": 0.0, "entropy": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ QUIET = {"loss/total": 1.0, "length/mean": 40.0, "outcome/truncated": 0.0, "entr
     [
         ({"entropy": 0.01}, "entropy_floor"),
         ({"length/mean": 200.0}, "length_factor"),
-        ({"outcome/truncated": 0.9}, "truncated_share"),
+        ({"length/limit_share": 0.9}, "truncated_share"),
+        ({"length/limit_share": None, "outcome/truncated": 0.9}, "truncated_share"),
         ({"reward/pass_below_fail": 0.5}, "pass_below_fail_share"),
         ({"loss/total": 50.0}, "loss_spike"),
     ],
@@ -27,7 +28,7 @@ def test_each_monitor_stops(change, kind):
     for step in range(6):
         monitors.check(step, QUIET)
     with pytest.raises(RunFailed, match=kind):
-        monitors.check(6, {**QUIET, **change})
+        monitors.check(6, {name: value for name, value in {**QUIET, **change}.items() if value is not None})
 
 
 def test_off_never_stops():

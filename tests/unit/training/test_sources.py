@@ -1,5 +1,7 @@
 """Order and completion sources: pure functions of seed and step."""
 
+from dataclasses import replace
+
 from onpol_cli.core.types import Finish, Grade, Outcome, Problem, Rollout
 from onpol_cli.methods.base import Sample
 from onpol_cli.training.order import Order
@@ -78,3 +80,26 @@ def test_metrics_count_outcomes_and_constant_groups():
     assert metrics["outcome/passed"] == 0.8 and metrics["outcome/failed"] == 0.2
     assert metrics["reward/constant_groups"] == 1.0
     assert rollout_metrics(groups)["length/max"] <= 3
+
+
+def test_the_sampler_rests_before_a_step_in_which_it_is_not_asked():
+    happened = []
+
+    def ask(prompts):
+        happened.append("sample")
+        return sampler(prompts)
+
+    dataset = DatasetSource([[Sample(PROBLEMS[0][0], (1,), (3,))]], 1, 0)
+    policy = PolicySource(PROBLEMS, ask, grader, prompts=1, group=2, seed=0)
+    source = MixtureSource(dataset, policy, 0.5, seed=5, rest=lambda: happened.append("rest"))
+    wanted = ["sample" if source.groups(step)[1]["mixture/on_policy"] else "rest" for step in range(20)]
+    assert happened == wanted and len({*wanted}) == 2
+
+
+def test_answers_at_the_token_limit_are_counted_whatever_their_grade():
+    def endless(prompts):
+        return [replace(rollout, finish=Finish.LENGTH) for rollout in sampler(prompts)]
+
+    _, metrics = sample_groups(asked_of(PROBLEMS, 0), 2, endless, grader)
+    assert metrics["length/limit_share"] == 1.0 and metrics["outcome/passed"] > 0
+    assert sample_groups(asked_of(PROBLEMS, 0), 2, sampler, grader)[1]["length/limit_share"] == 0.0
