@@ -20,6 +20,7 @@ from onpol_cli.runs.rundir import SAMPLES, RunDir
 from onpol_cli.sandbox import Limits, Sandbox
 from onpol_cli.sandbox.wire import limits_of
 from onpol_cli.tasks.answers import match_answers, read_answers
+from onpol_cli.tasks.livecodebench import task as livecodebench
 from onpol_cli.tasks.livecodebench.data import LcbTests
 from onpol_cli.tasks.livecodebench.official import FILE_NAME, read_grades
 from onpol_cli.tasks.livecodebench.task import LiveCodeBench, make_job
@@ -142,11 +143,19 @@ def test_published_grades_of_a_sample(version, count, sandbox):
 
 
 @pytest.mark.full
-def test_published_grades_of_all_351(sandbox):
-    differ = []
+def test_published_grades_of_all_351(sandbox, monkeypatch):
+    published = read_grades(data(PUBLISHED))
+    differ, slower = [], []
     for version in ("v1_240", "v5_111"):
         task = lcb_task(version, sandbox)
-        differ += agreement(task, {p.problem_id for p in task.problems("test")}, sandbox)
+        found = agreement(task, {p.problem_id for p in task.problems("test")}, sandbox)
+        # Programs that took seconds there are over the limit on a slower machine: three times as long must do.
+        late = {name for name in found if published[name][0]}
+        with monkeypatch.context() as patch:
+            patch.setattr(livecodebench, "TEST_S", 3 * livecodebench.TEST_S)
+            slower += agreement(task, late, sandbox) if late else []
+        differ += [name for name in found if name not in late]
+    assert slower == []
     # Published as over the time limit; here they may finish within it.
     assert set(differ) <= {"abc301_e", "abc325_f"}, differ
 
