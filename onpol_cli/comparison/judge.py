@@ -19,7 +19,7 @@ from onpol_cli.comparison.curves import CURVE_FUNCTIONS, association, spearman
 from onpol_cli.comparison.estimate import ratios
 from onpol_cli.comparison.power import Need, needed, needed_seeds
 from onpol_cli.comparison.records import EvalRun
-from onpol_cli.comparison.scores import Column, Scores
+from onpol_cli.comparison.scores import Scores
 from onpol_cli.comparison.significance import Paired, compare_pair, holm, paired_t
 from onpol_cli.core.errors import OnpolError
 
@@ -121,11 +121,10 @@ def _paired(statement: Statement, scores: Scores) -> Judged:
     estimate = pair.estimate
     if isnan(estimate.value):
         return Judged(statement, Verdict.unresolved, note=f"{statement.metric}: nothing counted on one side")
-    if not column.metric.proportion and min(_answered(column, statement.left), _answered(column, statement.right)) < 2:
-        note = f"{statement.metric}: fewer than two problems with a passing answer on one side"
-        return Judged(statement, Verdict.unresolved, estimate.value, n=estimate.n, seeds=estimate.seeds, note=note)
-    if not column.metric.proportion and estimate.se == 0:
-        note = f"{statement.metric}: all passing answers of a side are alike, which gives no interval"
+    few = min(column.counted(statement.left), column.counted(statement.right)) < 2
+    if not column.metric.proportion and (few or estimate.se == 0):
+        why = "fewer than two problems with a passing answer on a side" if few else "passing answers are all alike"
+        note = f"{statement.metric}: {why}, which gives no interval"
         return Judged(statement, Verdict.unresolved, estimate.value, n=estimate.n, seeds=estimate.seeds, note=note)
     verdict, p, bound = decide(statement, pair)
     need = needed(estimate, bound) if verdict is Verdict.unresolved else Need()
@@ -134,11 +133,6 @@ def _paired(statement: Statement, scores: Scores) -> Judged:
         need,
         "" if estimate.seeds > 1 else "one seed: about these checkpoints, not about the methods",
     )  # fmt: skip
-
-
-def _answered(column: Column, label: str) -> int:
-    """Problems with a value, of any seed."""
-    return int((column.rows(label)[1].sum(axis=0) > 0).sum())
 
 
 def decide(statement: Statement, pair: Paired) -> tuple[Verdict, float, float]:

@@ -206,11 +206,11 @@ def _build(scores: Scores, bench: str, temperature: float, metric: Metric) -> Co
     chosen = [
         (run, [a for a in run.answers if a.bench == bench and a.temperature == temperature]) for run in scores.runs
     ]
-    answered = dict.fromkeys(answer.problem_id for _, answers in chosen for answer in answers)
-    asked = [[name for of, name in run.problems if of == bench] for run, answers in chosen if answers]
-    names = tuple(answered | dict.fromkeys(name for listed in asked for name in listed))
-    place = {name: i for i, name in enumerate(names)}
     order = [item for item in chosen if item[1]]
+    answered = dict.fromkeys(answer.problem_id for _, answers in order for answer in answers)
+    asked = [{name: None for of, name in run.problems if of == bench} for run, _ in order]
+    names = tuple(answered | {name: None for listed in asked for name in listed})
+    place = {name: i for i, name in enumerate(names)}
     num, den = np.zeros((len(order), len(names))), np.zeros((len(order), len(names)))
     for row, (_, answers) in enumerate(order):
         for answer in answers:
@@ -222,7 +222,7 @@ def _build(scores: Scores, bench: str, temperature: float, metric: Metric) -> Co
         return None
     if metric.proportion:  # a problem without an answer, its prompt too long say, is not solved
         for row, (_, answers) in enumerate(order):
-            unanswered = set(asked[row]) - {answer.problem_id for answer in answers}
+            unanswered = asked[row].keys() - {answer.problem_id for answer in answers}
             den[row, [place[name] for name in unanswered]] = 1
     samples = max(answer.sample for _, answers in order for answer in answers) + 1
     if metric.proportion:

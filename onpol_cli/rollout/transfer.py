@@ -70,11 +70,8 @@ def chosen(config: RolloutConfig) -> WeightTransfer:
 
 def visible_gpus() -> list[str]:
     """GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
-    return [name for name in (os.environ.get("CUDA_VISIBLE_DEVICES") or _numbers()).split(",") if name]
-
-
-def _numbers() -> str:
-    return ",".join(map(str, range(torch.cuda.device_count())))
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",") if names else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def server_options(kind: WeightTransfer) -> list[str]:

@@ -382,9 +382,9 @@ def check_sampling(config: Config) -> list[Finding]:
     if METHODS[config.method.name].source is Source.DATASET:
         return [ok("sampling", f"{config.method.name} trains on a data set")]
     sampling = config.rollout.sampling
-    plain = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-    chosen = {name: getattr(sampling, name) for name in plain} | ({"top_k": -1} if sampling.top_k <= 0 else {})
-    cut = [f"rollout.sampling.{name}={value}" for name, value in plain.items() if chosen[name] != value]
+    off = sampling.top_k if sampling.top_k <= 0 else -1  # 0 is off as well
+    plain = {"top_p": 1.0, "top_k": off, "min_p": 0.0, "repetition_penalty": 1.0}
+    cut = [f"rollout.sampling.{name}={value}" for name, value in plain.items() if getattr(sampling, name) != value]
     found = []
     if cut:
         message = "truncated or penalised sampling biases the importance ratio of on-policy training"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import pytest
 
+from onpol_cli.comparison.curves import association
 from onpol_cli.core.settings import groups, keys
 from onpol_cli.tasks.catalog import BENCHES
 
@@ -63,3 +67,19 @@ def test_methods_and_benches_named_in_readme_exist() -> None:
             assert set(re.findall(r"[\w-]+", line.split("#")[1])) <= set(groups()["method"])
     named = set(re.findall(r"--bench ([a-z][\w-]*)", README))
     assert named and named <= set(BENCHES)
+
+
+def test_the_rank_correlation_comes_out_of_the_committed_tables() -> None:
+    tables = ROOT / "results" / "tiny"
+    with (tables / "divergence.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["prompts"] == "tiny-edit-ood" and row["model"] != "base"]
+    kl: dict[str, list[float]] = {}
+    for row in rows:
+        kl.setdefault(row["model"], []).append(float(row["kl_base_model"]))
+    with (tables / "scores.csv").open() as file:
+        kept = [row for row in csv.DictReader(file) if row["bench"] == "tiny-codegen" and row["metric"] == "pass@1"]
+    passed = {row["model"]: float(row["value"]) for row in kept if row["temperature"] == "1"}
+    lost = [passed["base"] - passed[model] for model in kl]
+    rho, low, high, p, _ = association(np.array([fmean(values) for values in kl.values()]), np.array(lost))
+    assert f"Spearman {rho:.2f} [{low:.2f}, {high:.2f}] over the seven methods, p = {p:.2f}" in README
+    assert len(kl) == 7 and len(rows) == 21

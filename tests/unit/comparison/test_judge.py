@@ -146,7 +146,7 @@ def averages(left: list[float | None], right: list[float | None]) -> Column:
     [
         ([0.30, None, None], [None, 0.31, None], "fewer than two problems"),
         ([0.30, None, None], [0.31, 0.2, 0.1], "fewer than two problems"),
-        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], "gives no interval"),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], "are all alike"),
     ],
 )
 @pytest.mark.parametrize("kind", [Kind.equivalence, Kind.non_inferiority])

@@ -304,3 +304,11 @@ def test_a_larger_tutor_is_counted_as_large_as_it_is(qwen, monkeypatch):
 
 def test_names_that_are_no_hub_names_are_simply_not_in_its_cache():
     assert shapes.local_shape("latest:sft") is None
+
+
+def test_exact_signals_hold_five_chunks_of_logits(qwen):
+    def chunks(name, signal):
+        return served(qwen, method__name=name, method__signal=OpdSignal[signal]).learner["logits chunk"]
+
+    assert chunks("rl_opd", "reverse") == chunks("opd", "reverse") > chunks("rl_opd", "sampled")
+    assert chunks("rl_opd", "sampled") == chunks("rl", "sampled")

@@ -271,6 +271,7 @@ def test_a_missing_tutor_is_an_error_and_a_method_without_teacher_needs_none(con
 SAMPLING = {
     (): Level.ok,
     ("rollout.sampling.top_p=0.9",): Level.error,
+    ("rollout.sampling.top_k=0",): Level.ok,
     ("rollout.sampling.top_k=20",): Level.error,
     ("rollout.sampling.min_p=0.1",): Level.error,
     ("rollout.sampling.repetition_penalty=1.1",): Level.error,
