@@ -163,6 +163,7 @@ def test_a_failure_that_ended_the_run_is_not_told_twice(caplog):
 ENDLESS = """
 import os, signal, sys, threading, time
 from onpol_cli.rollout import overlap
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its commands in the background ignore it
 overlap.PATIENCE_S = 0.1
 def waits(line):
     print(line, flush=True)
