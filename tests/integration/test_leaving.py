@@ -12,7 +12,11 @@ from onpol_cli.learner.leaving import leave_when_left
 
 leave_when_left(patience=1.0)
 rank, scenario = int(os.environ["RANK"]), sys.argv[1]
-signal.signal(signal.SIGTERM, lambda *_: print("asked", rank, flush=True))
+
+def say(word):  # one write for a whole line: print makes four of PYTHONUNBUFFERED, and the ranks' pieces mix
+    os.write(1, f"{word} {rank}\\n".encode())
+
+signal.signal(signal.SIGTERM, lambda *_: say("asked"))
 ready = Path(sys.argv[0]).parent
 (ready / f"ready-{rank}").touch()
 while len(list(ready.glob("ready-*"))) < 2:  # a signal before its handler is there would end a process
@@ -26,7 +30,7 @@ if scenario == "told":
     deadline = time.monotonic() + 8
     while time.monotonic() < deadline:
         time.sleep(0.05)
-    print("saved", rank, flush=True)
+    say("saved")
     os._exit(0)
 libc = ctypes.CDLL(None)
 libc.sleep(60)
