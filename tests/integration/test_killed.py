@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ def kills() -> list:
 def server():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_worker"])  # libraries are loaded once, not forty times
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the server looks for it there, and says nothing if
+        forkserver.ensure_running()  # there is none (until Python 3.14)
     return context
 
 
