@@ -32,7 +32,7 @@ find_python() {
 }
 
 # Python keeps what it has compiled, whatever the caller's environment says (container images often forbid it): else
-# every process would compile torch and transformers anew (seen: 30 s of imports instead of 11).
+# every process would compile torch and transformers anew (seen: 32 s for their import instead of 13.5).
 unset PYTHONDONTWRITEBYTECODE
 
 # pip_install WORDS: pip, without compiling thousands of modules that nothing imports (three quarters of its time here);
@@ -57,13 +57,13 @@ environment() {
   touch "$stamp"
 }
 
-# compile_for_sandbox: import once what only sandboxed programs import, since a sandbox cannot write to .venv.
+# compile_for_sandbox: import once what workers of the sandbox import, since they cannot write to .venv.
 compile_for_sandbox() {
   .venv/bin/python - <<'PY'
-from importlib import import_module
-from onpol_cli.tasks.minimal_edit.task import PRELOAD
-for name in PRELOAD:
-    import_module(name)
+from onpol_cli.sandbox.inside.candidate import preload
+from onpol_cli.tasks.registry import TASK_NAMES, preload_for
+
+preload(preload_for(TASK_NAMES))
 PY
 }
 

@@ -49,6 +49,7 @@ PHASES = {
 LASTS = "lasts.json"
 """Beside the runs: seconds of each phase, the median of its times; of `step`, those of the loop over its steps."""
 EVERY_S = 0.001
+LOADED_BY = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def run_training(root: Path, name: str, resume: bool, kill: Kill | None = None, 
     Args:
         timed: whether to measure the phases.
     """
+    assert os.getppid() == LOADED_BY, "the server of processes did not load this module, so that each run does"
     ended, watcher = threading.Event(), None
     lasts: dict[str, list[float]] = {}
     if kill is not None:

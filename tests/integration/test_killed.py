@@ -37,8 +37,8 @@ def server():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_worker"])  # libraries are loaded once, not forty times
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the server looks for it there, and says nothing if
-        forkserver.ensure_running()  # there is none (until Python 3.14)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # this process's own path is not handed on by 3.11
+        forkserver.ensure_running()
     return context
 
 

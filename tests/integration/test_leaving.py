@@ -13,7 +13,7 @@ from onpol_cli.learner.leaving import leave_when_left
 leave_when_left(patience=1.0)
 rank, scenario = int(os.environ["RANK"]), sys.argv[1]
 
-def say(word):  # one write for a whole line: print makes four of PYTHONUNBUFFERED, and the ranks' pieces mix
+def say(word):  # in one write: under PYTHONUNBUFFERED print makes four, and pieces of both ranks mix
     os.write(1, f"{word} {rank}\\n".encode())
 
 signal.signal(signal.SIGTERM, lambda *_: say("asked"))
